@@ -1,0 +1,147 @@
+"""Where the time of one GenerateInteraction call goes, over real ROS 2 with the node in its own process.
+
+    . scripts/env.sh && python benchmarks/latency.py
+
+A camera publishes a 640 x 480 scene with depth; a client asks with an empty request. The node reports its own
+times in the plan; transport is what is left of the client's round trip. Medians go to a table and, with every
+single run, to benchmarks/results/latency_<device>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import rclpy
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
+
+from mask2iv_ros.ros.client import InteractionClient
+from mask2iv_ros.ros.conversions import write_image
+
+HEIGHT, WIDTH = 480, 640
+MODEL_PARTS = ('trajectory', 'video')
+PARTS = ('buffer', 'queue', 'preprocess', *MODEL_PARTS, 'message')
+RESULTS = Path(__file__).parent / 'results'
+
+
+def scene() -> dict[str, Image | CameraInfo]:
+    """One image with a drawer-like object, a gripper above it, depth and calibration."""
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    image = np.stack([rows / 2, columns / 3, (rows + columns) / 5], axis=-1).astype(np.uint8)
+    object_mask = (abs(rows - 280) < 60) & (abs(columns - 320) < 90)
+    actor_mask = (rows < 230) & (abs(columns - 320) < 40)
+    return {
+        'image': write_image(image, 'rgb8'),
+        'object_mask': write_image(np.uint8(object_mask), 'mono8'),
+        'actor_mask': write_image(np.uint8(actor_mask), 'mono8'),
+        'depth': write_image(np.full((HEIGHT, WIDTH), 0.9, np.float32), '32FC1'),
+        'camera_info': CameraInfo(width=WIDTH, height=HEIGHT, k=[600.0, 0, 319.5, 0, 600.0, 239.5, 0, 0, 1]),
+    }
+
+
+def publish(messages: dict) -> None:
+    """Publish the scene once to the node, as soon as it listens."""
+    rclpy.init()
+    node = rclpy.create_node('camera')
+    publishers = {
+        name: node.create_publisher(type(message), name, qos_profile_sensor_data)
+        for name, message in messages.items()
+    }
+    while not all(publisher.get_subscription_count() for publisher in publishers.values()):
+        time.sleep(0.1)
+    header = Header(stamp=node.get_clock().now().to_msg(), frame_id='camera_optical_frame')
+    for name, message in messages.items():
+        message.header = header
+        publishers[name].publish(message)
+    time.sleep(1.0)
+    rclpy.shutdown()
+
+
+def measure(client: InteractionClient, **fields) -> dict[str, float]:
+    """Seconds of each part of one call."""
+    start = time.perf_counter()
+    (plan,) = client.generate(task='open the drawer', **fields)
+    total = time.perf_counter() - start
+    times = {part: getattr(plan, f'{part}_time') for part in PARTS}
+    times['transport'] = total - sum(times.values())
+    times['outside the model'] = total - sum(times[part] for part in MODEL_PARTS)
+    times['total'] = total
+    return times
+
+
+def describe(runs: list[dict[str, float]]) -> dict:
+    return {'median': {part: statistics.median(run[part] for run in runs) for part in runs[0]}, 'runs': runs}
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--model', default='', help='folder of a model; empty: the embedded one')
+    parser.add_argument('--device', default='cpu', help='cpu or cuda')
+    parser.add_argument(
+        '--runs', type=int, default=5, help='calls of each kind, after one that is not counted'
+    )
+    parser.add_argument('--output', type=Path, help='default: benchmarks/results/latency_<device>.json')
+    options = parser.parse_args()
+
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    parameters = ['-p', f'device:={options.device}', '-p', 'max_age:=0.0', '-p', f'model:={options.model}']
+    if not options.model:
+        parameters = parameters[:-2]
+    command = [sys.executable, '-m', 'mask2iv_ros.ros.node', '--ros-args', *parameters]
+    node = subprocess.Popen(command)
+    try:
+        with InteractionClient() as client:
+            client.wait_until_ready(120)
+            publish(scene())
+            kinds = {'whole call': {}, 'trajectory only': {'trajectory_only': True}}
+            results = {}
+            for name, fields in kinds.items():
+                measure(client, **fields)
+                results[name] = describe([measure(client, **fields) for _ in range(options.runs)])
+            (plan,) = client.generate(task='open the drawer', trajectory_only=True)
+            model = plan.model
+    finally:
+        node.send_signal(signal.SIGINT)
+        node.wait(20)
+
+    print(
+        f'\nSeconds, median of {options.runs} calls of {model} on {options.device}, {WIDTH} x {HEIGHT} pixels'
+    )
+    print(f'{"":20}' + ''.join(f'{name:>18}' for name in results))
+    for part in results['whole call']['median']:
+        print(f'{part:20}' + ''.join(f'{result["median"][part]:18.3f}' for result in results.values()))
+    output = options.output or RESULTS / f'latency_{options.device}.json'
+    output.parent.mkdir(parents=True, exist_ok=True)
+    report = {
+        'model': model,
+        'device': options.device,
+        'cpu': processor_name(),
+        'cpu_cores': len(os.sched_getaffinity(0)),
+        'image': [WIDTH, HEIGHT],
+        'unit': 'seconds',
+        **results,
+    }
+    output.write_text(json.dumps(report, indent=1) + '\n')
+    print(f'Written to {output}')
+
+
+def processor_name() -> str:
+    names = [line for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name')]
+    return names[0].split(':', 1)[1].strip() if names else platform.machine()
+
+
+if __name__ == '__main__':
+    main()

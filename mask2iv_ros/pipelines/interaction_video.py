@@ -1,0 +1,156 @@
+"""Stage 2: from a first frame and the masks of all frames to the video that follows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+from mask2iv_ros import labels as lb
+from mask2iv_ros.pipelines.components import (
+    check_images,
+    decode_latents,
+    encode_first_frame,
+    encode_images,
+    encode_text,
+)
+
+
+@dataclass
+class InteractionVideoPipelineOutput(BaseOutput):
+    """`frames`: (B, T, H, W, 3) uint8 RGB, frame 0 as observed; or latents (B, C, T, h, w)."""
+
+    frames: np.ndarray | torch.Tensor
+
+
+class InteractionVideoPipeline(DiffusionPipeline):
+    """Generates the RGB video that follows given mask trajectories.
+
+    Components and config as in `MaskTrajectoryPipeline`; here the target is the latent of each video frame,
+    or with `residual_scale` its difference to the first frame's latent times that number. The text is ''.
+    """
+
+    stage = 'video'
+    model_cpu_offload_seq = 'text_encoder->image_encoder->image_projector->unet->vae'
+    _optional_components = ['tokenizer', 'image_encoder', 'feature_extractor', 'image_projector']  # noqa: RUF012
+    _callback_tensor_inputs = ['latents', 'pred_original_sample']  # noqa: RUF012
+
+    def __init__(
+        self,
+        vae,
+        unet,
+        scheduler,
+        text_encoder,
+        tokenizer=None,
+        image_encoder=None,
+        feature_extractor=None,
+        image_projector=None,
+        num_frames: int = 16,
+        num_inference_steps: int = 50,
+        eta: float = 1.0,
+        fps: float = 15,
+        residual_scale: float | None = None,
+    ):
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            unet=unet,
+            scheduler=scheduler,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            image_encoder=image_encoder,
+            feature_extractor=feature_extractor,
+            image_projector=image_projector,
+        )
+        self.register_to_config(
+            num_frames=num_frames,
+            num_inference_steps=num_inference_steps,
+            eta=eta,
+            fps=fps,
+            residual_scale=residual_scale,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: np.ndarray,
+        labels: np.ndarray,
+        fps: float | None = None,
+        num_inference_steps: int | None = None,
+        eta: float | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = 'np',
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, int, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: tuple[str, ...] = ('latents',),
+    ):
+        """Generate videos.
+
+        Args:
+            image: (B, H, W, 3) uint8 RGB first frames.
+            labels: (B, T, H, W) uint8 label images of all frames.
+            latents: (B, C, T, h, w) starting noise, or None to draw it from `generator`.
+            output_type: 'np' or 'latent'.
+            callback_on_step_end: as in `MaskTrajectoryPipeline`.
+
+        Raises:
+            ValueError: a shape, dtype or count that does not fit.
+        """
+        # 1. Check inputs
+        num_frames = self.config.num_frames
+        check_images(image, 'image', (None, None, None, 3))
+        check_images(labels, 'labels', (len(image), num_frames, *image.shape[1:3]))
+        lb.check_labels(labels)
+        device = self._execution_device
+
+        # 2. Encode first frame and masks
+        first = encode_images(self.vae, image[:, None])[:, :, 0]
+        mask_latents = encode_images(self.vae, lb.labels_to_rgb(labels))
+        text_tokens = encode_text(self, [''] * len(image)).to(self.unet.dtype)
+        image_tokens = encode_first_frame(self, image, first)
+        dtype = self.unet.dtype
+        condition = torch.cat(
+            [first.unsqueeze(2).expand(-1, -1, num_frames, -1, -1), mask_latents], dim=1
+        ).to(dtype)
+        fps_condition = torch.full((len(image),), round(fps or self.config.fps), device=device)
+
+        # 3. Timesteps and noise
+        self.scheduler.set_timesteps(num_inference_steps or self.config.num_inference_steps, device=device)
+        if latents is None:
+            latents = randn_tensor(
+                mask_latents.shape, generator=generator, device=device, dtype=torch.float32
+            )
+        latents = latents.to(device) * self.scheduler.init_noise_sigma
+
+        # 4. Denoise; channel order noise, image, mask
+        eta = self.config.eta if eta is None else eta
+        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress_bar:
+            for step, t in enumerate(self.scheduler.timesteps):
+                model_input = torch.cat([latents.to(dtype), condition], dim=1)
+                velocity = self.unet(model_input, t, text_tokens, image_tokens, fps_condition).sample
+                result = self.scheduler.step(velocity.float(), t, latents, eta=eta, generator=generator)
+                latents = result.prev_sample
+                if callback_on_step_end is not None:
+                    tensors = {'latents': latents, 'pred_original_sample': result.pred_original_sample}
+                    tensors = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    outputs = callback_on_step_end(self, step, int(t), tensors) or {}
+                    latents = outputs.get('latents', latents)
+                progress_bar.update()
+
+        # 5. Decode
+        if output_type == 'latent':
+            frames = latents
+        else:
+            if self.config.residual_scale is not None:
+                latents = latents / self.config.residual_scale + first.unsqueeze(2)
+            frames = decode_latents(self.vae, latents)
+            frames[:, 0] = image
+        self.maybe_free_model_hooks()
+        return InteractionVideoPipelineOutput(frames=frames) if return_dict else (frames,)

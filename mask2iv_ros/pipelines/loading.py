@@ -1,0 +1,39 @@
+"""Opening a model folder on a device, with errors a user can act on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
+from mask2iv_ros.weights import default_model_path
+
+
+class ModelError(RuntimeError):
+    """The model folder is missing, incomplete or corrupt; the message names it."""
+
+
+def load_pipeline(model: str | Path = '', device: str = 'auto') -> Mask2IVPipeline:
+    """Load a model folder in eval mode: float32 on a CPU, bfloat16 on CUDA.
+
+    Args:
+        model: folder of a saved `Mask2IVPipeline`; '' is the embedded default.
+        device: 'cpu', 'cuda' or 'cuda:N'; 'auto' is CUDA if there is one.
+
+    Raises:
+        ModelError: the folder cannot be loaded.
+        ValueError: no such device.
+    """
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if device.startswith('cuda') and not torch.cuda.is_available():
+        raise ValueError(f'device {device!r}: this machine has no CUDA GPU that torch can use')
+    try:
+        path = Path(model).expanduser() if model else default_model_path()
+        if not (path / 'model_index.json').is_file():
+            raise FileNotFoundError(f'{path} is not a model folder: it has no model_index.json')
+        dtype = torch.bfloat16 if device.startswith('cuda') else torch.float32
+        return Mask2IVPipeline.from_pretrained(path, torch_dtype=dtype, local_files_only=True).to(device)
+    except Exception as error:
+        raise ModelError(f'cannot load the model {model or "mask2iv-sim"}: {error}') from error

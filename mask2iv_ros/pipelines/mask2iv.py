@@ -1,0 +1,157 @@
+"""Both stages as one pipeline: a first frame and its masks in, mask trajectories and video out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+
+from mask2iv_ros.pipelines.interaction_video import InteractionVideoPipeline
+from mask2iv_ros.pipelines.mask_trajectory import MaskTrajectoryPipeline
+
+
+@dataclass
+class Mask2IVPipelineOutput(BaseOutput):
+    """`labels`: (B, T, H, W) uint8 label images; `frames`: (B, T, H, W, 3) uint8 RGB, or None."""
+
+    labels: np.ndarray
+    frames: np.ndarray | None
+
+
+class Mask2IVPipeline(DiffusionPipeline):
+    """Mask trajectories (stage 1), then the video that follows them (stage 2); Mask2IV, arXiv 2510.03135.
+
+    The stages share VAE, text encoder, image encoder and scheduler; each has its UNet and image projector.
+
+    Config:
+        name: the model's name, as plans report it.
+        sample_size: (height, width) the model was trained at, in pixels.
+        num_frames, num_inference_steps, eta, fps: defaults of both stages.
+        trajectory_residual_scale, video_residual_scale: see the stages' `residual_scale`.
+    """
+
+    model_cpu_offload_seq = (
+        'text_encoder->image_encoder->trajectory_image_projector->trajectory_unet'
+        '->video_image_projector->video_unet->vae'
+    )
+    _optional_components = [  # noqa: RUF012
+        'tokenizer',
+        'image_encoder',
+        'feature_extractor',
+        'trajectory_image_projector',
+        'video_image_projector',
+    ]
+
+    def __init__(
+        self,
+        vae,
+        trajectory_unet,
+        video_unet,
+        scheduler,
+        text_encoder,
+        tokenizer=None,
+        image_encoder=None,
+        feature_extractor=None,
+        trajectory_image_projector=None,
+        video_image_projector=None,
+        name: str = 'mask2iv',
+        sample_size: tuple[int, int] = (320, 512),
+        num_frames: int = 16,
+        num_inference_steps: int = 50,
+        eta: float = 1.0,
+        fps: float = 15,
+        trajectory_residual_scale: float | None = None,
+        video_residual_scale: float | None = None,
+    ):
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            trajectory_unet=trajectory_unet,
+            video_unet=video_unet,
+            scheduler=scheduler,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            image_encoder=image_encoder,
+            feature_extractor=feature_extractor,
+            trajectory_image_projector=trajectory_image_projector,
+            video_image_projector=video_image_projector,
+        )
+        self.register_to_config(
+            name=name,
+            sample_size=tuple(sample_size),
+            num_frames=num_frames,
+            num_inference_steps=num_inference_steps,
+            eta=eta,
+            fps=fps,
+            trajectory_residual_scale=trajectory_residual_scale,
+            video_residual_scale=video_residual_scale,
+        )
+
+    @property
+    def trajectory(self) -> MaskTrajectoryPipeline:
+        """Stage 1 over this pipeline's components."""
+        return self._stage(MaskTrajectoryPipeline)
+
+    @property
+    def video(self) -> InteractionVideoPipeline:
+        """Stage 2 over this pipeline's components."""
+        return self._stage(InteractionVideoPipeline)
+
+    def _stage(self, stage_class):
+        stage = stage_class(
+            vae=self.vae,
+            unet=getattr(self, f'{stage_class.stage}_unet'),
+            scheduler=self.scheduler,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            image_encoder=self.image_encoder,
+            feature_extractor=self.feature_extractor,
+            image_projector=getattr(self, f'{stage_class.stage}_image_projector'),
+            num_frames=self.config.num_frames,
+            num_inference_steps=self.config.num_inference_steps,
+            eta=self.config.eta,
+            fps=self.config.fps,
+            residual_scale=self.config[f'{stage_class.stage}_residual_scale'],
+        )
+        stage.set_progress_bar_config(desc=stage_class.stage, **getattr(self, '_progress_bar_config', {}))
+        return stage
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: np.ndarray,
+        labels: np.ndarray,
+        task: str | list[str] = '',
+        goal: np.ndarray | None = None,
+        fps: float | None = None,
+        num_inference_steps: int | None = None,
+        eta: float | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        trajectory_only: bool = False,
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, int, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: tuple[str, ...] = ('latents',),
+    ):
+        """Generate; arguments as in `MaskTrajectoryPipeline`.
+
+        The callback gets the pipeline of the running stage, whose `stage` is 'trajectory' or 'video'.
+        With `trajectory_only`, stage 2 is left out and `frames` is None.
+        """
+        sampling = {
+            'fps': fps,
+            'num_inference_steps': num_inference_steps,
+            'eta': eta,
+            'generator': generator,
+            'callback_on_step_end': callback_on_step_end,
+            'callback_on_step_end_tensor_inputs': callback_on_step_end_tensor_inputs,
+        }
+        trajectories = self.trajectory(image, labels, task, goal, **sampling).labels
+        frames = None if trajectory_only else self.video(image, trajectories, **sampling).frames
+        if not return_dict:
+            return trajectories, frames
+        return Mask2IVPipelineOutput(labels=trajectories, frames=frames)

@@ -1,0 +1,207 @@
+"""Stage 1: from a first frame, its masks, and a text and/or a goal to the masks of all frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+from mask2iv_ros import labels as lb
+from mask2iv_ros.pipelines.components import (
+    check_images,
+    decode_latents,
+    encode_first_frame,
+    encode_images,
+    encode_text,
+)
+
+
+@dataclass
+class MaskTrajectoryPipelineOutput(BaseOutput):
+    """`labels`: (B, T, H, W) uint8 label images, frame 0 as observed; or latents (B, C, T, h, w)."""
+
+    labels: np.ndarray | torch.Tensor
+
+
+def trajectory_condition(first: torch.Tensor, goal: torch.Tensor | None, num_frames: int) -> torch.Tensor:
+    """Mask condition (B, C, T, h, w) of stage 1.
+
+    Text mode repeats the first mask's latent (B, C, h, w) over all frames. With a goal, frame 0 holds the
+    first mask, the last frame the goal, and the frames between are zero latents (Mask2IV, position mode).
+    """
+    if goal is None:
+        return first.unsqueeze(2).expand(-1, -1, num_frames, -1, -1)
+    condition = first.new_zeros(*first.shape[:2], num_frames, *first.shape[2:])
+    condition[:, :, 0], condition[:, :, -1] = first, goal
+    return condition
+
+
+class MaskTrajectoryPipeline(DiffusionPipeline):
+    """Predicts the mask trajectories of actor and object.
+
+    Components: `vae` (frames and colour masks), `unet` (`DynamiCrafterUNet`), `scheduler`
+    (`RescaledDDIMScheduler`), `text_encoder` with an optional `tokenizer`; optional `image_encoder`,
+    `feature_extractor` and `image_projector` (`Resampler`) for image tokens.
+
+    Config:
+        num_frames, num_inference_steps, eta, fps: what the checkpoint was made for; defaults of a call.
+        residual_scale: None if the UNet's target is the mask latent itself, as in the paper; a number if it
+            is the difference to the first mask's latent times that number.
+    """
+
+    stage = 'trajectory'
+    model_cpu_offload_seq = 'text_encoder->image_encoder->image_projector->unet->vae'
+    _optional_components = ['tokenizer', 'image_encoder', 'feature_extractor', 'image_projector']  # noqa: RUF012
+    _callback_tensor_inputs = ['latents', 'pred_original_sample', 'first']  # noqa: RUF012
+
+    def __init__(
+        self,
+        vae,
+        unet,
+        scheduler,
+        text_encoder,
+        tokenizer=None,
+        image_encoder=None,
+        feature_extractor=None,
+        image_projector=None,
+        num_frames: int = 16,
+        num_inference_steps: int = 50,
+        eta: float = 1.0,
+        fps: float = 15,
+        residual_scale: float | None = None,
+    ):
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            unet=unet,
+            scheduler=scheduler,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            image_encoder=image_encoder,
+            feature_extractor=feature_extractor,
+            image_projector=image_projector,
+        )
+        self.register_to_config(
+            num_frames=num_frames,
+            num_inference_steps=num_inference_steps,
+            eta=eta,
+            fps=fps,
+            residual_scale=residual_scale,
+        )
+
+    def check_inputs(self, image, labels, task, goal) -> list[str]:
+        check_images(image, 'image', (None, None, None, 3))
+        check_images(labels, 'labels', image.shape[:3])
+        lb.check_labels(labels)
+        if goal is not None:
+            check_images(goal, 'goal', image.shape[:3])
+            lb.check_labels(goal, 'goal')
+        tasks = [task] * len(image) if isinstance(task, str) else task
+        if len(tasks) != len(image):
+            raise ValueError(f'task: expected one text or {len(image)}, got {len(tasks)}')
+        return tasks
+
+    def latents_to_labels(self, latents: torch.Tensor, first: torch.Tensor) -> np.ndarray:
+        """Decode UNet-space latents (B, C, T, h, w) to (B, T, H, W) label images.
+
+        `first` is the first mask's latent (B, C, h, w), to which residual targets are relative.
+        """
+        if self.config.residual_scale is not None:
+            latents = latents / self.config.residual_scale + first.unsqueeze(2)
+        return lb.rgb_to_labels(decode_latents(self.vae, latents))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: np.ndarray,
+        labels: np.ndarray,
+        task: str | list[str] = '',
+        goal: np.ndarray | None = None,
+        fps: float | None = None,
+        num_inference_steps: int | None = None,
+        eta: float | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = 'np',
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, int, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: tuple[str, ...] = ('latents',),
+    ):
+        """Generate mask trajectories.
+
+        Args:
+            image: (B, H, W, 3) uint8 RGB first frames, H and W multiples of the VAE's and UNet's factor.
+            labels: (B, H, W) uint8 first label images.
+            task: what to do, one text or one an image; '' if only the goal says it.
+            goal: (B, H, W) uint8 label images of where the object ends, or None.
+            latents: (B, C, T, h, w) starting noise, or None to draw it from `generator`.
+            output_type: 'np' or 'latent'.
+            callback_on_step_end: called as (pipeline, step, timestep, tensors); an exception it raises stops
+                the generation between two steps.
+
+        Raises:
+            ValueError: a shape, dtype or count that does not fit.
+        """
+        # 1. Check inputs
+        tasks = self.check_inputs(image, labels, task, goal)
+        num_frames = self.config.num_frames
+        device = self._execution_device
+
+        # 2. Encode first frame, first mask, goal, text
+        image_latents = encode_images(self.vae, image[:, None])[:, :, 0]
+        first = encode_images(self.vae, lb.labels_to_rgb(labels)[:, None])[:, :, 0]
+        goal_latents = (
+            None if goal is None else encode_images(self.vae, lb.labels_to_rgb(goal)[:, None])[:, :, 0]
+        )
+        text_tokens = encode_text(self, tasks).to(self.unet.dtype)
+        image_tokens = encode_first_frame(self, image, image_latents)
+        dtype = self.unet.dtype
+        condition = torch.cat(
+            [
+                trajectory_condition(first, goal_latents, num_frames),
+                image_latents.unsqueeze(2).expand(-1, -1, num_frames, -1, -1),
+            ],
+            dim=1,
+        ).to(dtype)
+        fps_condition = torch.full((len(image),), round(fps or self.config.fps), device=device)
+
+        # 3. Timesteps and noise
+        self.scheduler.set_timesteps(num_inference_steps or self.config.num_inference_steps, device=device)
+        shape = (len(image), first.shape[1], num_frames, *first.shape[2:])
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        latents = latents.to(device) * self.scheduler.init_noise_sigma
+
+        # 4. Denoise; channel order noise, mask, image
+        eta = self.config.eta if eta is None else eta
+        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress_bar:
+            for step, t in enumerate(self.scheduler.timesteps):
+                model_input = torch.cat([latents.to(dtype), condition], dim=1)
+                velocity = self.unet(model_input, t, text_tokens, image_tokens, fps_condition).sample
+                result = self.scheduler.step(velocity.float(), t, latents, eta=eta, generator=generator)
+                latents, pred_original_sample = result.prev_sample, result.pred_original_sample
+                if callback_on_step_end is not None:
+                    tensors = {
+                        'latents': latents,
+                        'pred_original_sample': pred_original_sample,
+                        'first': first,
+                    }
+                    tensors = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    outputs = callback_on_step_end(self, step, int(t), tensors) or {}
+                    latents = outputs.get('latents', latents)
+                progress_bar.update()
+
+        # 5. Decode
+        if output_type == 'latent':
+            predicted = latents
+        else:
+            predicted = self.latents_to_labels(latents, first)
+            predicted[:, 0] = labels
+        self.maybe_free_model_hooks()
+        return MaskTrajectoryPipelineOutput(labels=predicted) if return_dict else (predicted,)

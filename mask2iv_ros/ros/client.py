@@ -1,0 +1,212 @@
+"""The planner's door: `InteractionClient` hides services, the action and spinning behind a few verbs."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import numpy as np
+import rclpy
+from geometry_msgs.msg import Point
+from lifecycle_msgs.msg import State
+from lifecycle_msgs.srv import GetState
+from rclpy.action import ActionClient
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+from unique_identifier_msgs.msg import UUID
+
+from mask2iv_ros.action import GenerateInteraction as GenerateAction
+from mask2iv_ros.msg import InteractionPlan, InteractionRequest
+from mask2iv_ros.ros.conversions import write_image
+from mask2iv_ros.srv import ExportDemonstration
+from mask2iv_ros.srv import GenerateInteraction as GenerateService
+
+
+class InteractionError(Exception):
+    """The node refused or failed. `code` is the error code's value, `name` its name, e.g. 'EMPTY_MASK'."""
+
+    def __init__(self, code: int, name: str, message: str):
+        super().__init__(f'{name}: {message}')
+        self.code = code
+        self.name = name
+
+
+class InteractionClient:
+    """Talks to one mask2iv node, from any thread, also from a callback of another node.
+
+    It has its own context, node and spinning thread, so it never waits for the caller's executor. Use it as a
+    context manager, or call `close`.
+
+    Args:
+        node: name of the mask2iv node, with its namespace.
+    """
+
+    def __init__(self, node: str = '/mask2iv'):
+        self._context = rclpy.Context()
+        rclpy.init(context=self._context, signal_handler_options=rclpy.SignalHandlerOptions.NO)
+        self._node = rclpy.create_node(
+            'interaction_client', context=self._context, start_parameter_services=False
+        )
+        self._name = node
+        self._state = self._node.create_client(GetState, f'{node}/get_state')
+        self._service = self._node.create_client(GenerateService, f'{node}/generate_interaction')
+        self._export = self._node.create_client(ExportDemonstration, f'{node}/export_demonstration')
+        self._action = ActionClient(self._node, GenerateAction, f'{node}/generate_interaction')
+        self._accepting = None
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self._node)
+        self._thread = threading.Thread(target=self._spin, name='interaction_client', daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> InteractionClient:
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def wait_until_ready(self, timeout: float = 60.0):
+        """Return once the node is active. Raises TimeoutError with the state it is in."""
+        end = time.monotonic() + timeout
+        state = 'not there'
+        while time.monotonic() < end:
+            if self._state.wait_for_service(0.2):
+                try:
+                    current = _wait(self._state.call_async(GetState.Request()), 1.0).current_state
+                except TimeoutError:
+                    continue
+                if current.id == State.PRIMARY_STATE_ACTIVE and self._action.wait_for_server(1.0):
+                    return
+                state = current.label
+            time.sleep(0.1)
+        raise TimeoutError(f'{self._name} is {state} after {timeout} s, expected active')
+
+    def generate(
+        self, request: InteractionRequest | None = None, timeout: float | None = None, **fields
+    ) -> list[InteractionPlan]:
+        """Ask the service, wait, and return the plans, best first.
+
+        Args:
+            request: see `make_request` for the keywords that can be given instead.
+            timeout: seconds; None waits for ever.
+
+        Raises InteractionError, or TimeoutError.
+        """
+        request = request if request is not None else make_request(**fields)
+        answer = _wait(self._service.call_async(GenerateService.Request(request=request)), timeout)
+        return _plans(answer)
+
+    def generate_async(
+        self,
+        request: InteractionRequest | None = None,
+        on_feedback: Callable[[GenerateAction.Feedback], None] | None = None,
+        **fields,
+    ) -> Future:
+        """Start the action and return a future of the plans, best first (or of an InteractionError).
+
+        `on_feedback` is called in the client's thread. `cancel` stops the newest call.
+        """
+        request = request if request is not None else make_request(**fields)
+        plans = Future()
+
+        def on_result(result):
+            try:
+                plans.set_result(_plans(result.result().result))
+            except InteractionError as error:
+                plans.set_exception(error)
+
+        def on_goal(goal):  # the node accepts every goal; reasons come with the result
+            goal.result().get_result_async().add_done_callback(on_result)
+
+        feedback = on_feedback and (lambda message: on_feedback(message.feedback))
+        self._accepting = self._action.send_goal_async(GenerateAction.Goal(request=request), feedback)
+        self._accepting.add_done_callback(on_goal)
+        return plans
+
+    def cancel(self, timeout: float = 5.0):
+        """Cancel what `generate_async` started last; its future then raises InteractionError CANCELLED."""
+        if self._accepting is not None:
+            goal = _wait(self._accepting, timeout)
+            _wait(goal.cancel_goal_async(), timeout)
+
+    def export(
+        self, plans: list[InteractionPlan] | None = None, dataset_name: str = '', timeout: float | None = None
+    ) -> tuple[str, list[int]]:
+        """Write plans (None: the newest) to a LeRobot dataset of the node; its folder and the new episodes.
+
+        Raises InteractionError, or TimeoutError.
+        """
+        ids = [UUID(uuid=plan.id.uuid) for plan in plans or []]
+        request = ExportDemonstration.Request(plan_ids=ids, dataset_name=dataset_name)
+        answer = _wait(self._export.call_async(request), timeout)
+        _raise_error(answer)
+        return answer.dataset_path, list(answer.episode_indices)
+
+    def close(self):
+        """Stop the thread and leave the graph."""
+        if not self._context.ok():
+            return
+        self._context.try_shutdown()
+        self._thread.join()
+        self._executor.shutdown()
+        self._node.destroy_node()
+
+    def _spin(self):
+        with contextlib.suppress(ExternalShutdownException):
+            self._executor.spin()
+
+
+def make_request(
+    image: np.ndarray | Image | None = None,
+    object_mask: np.ndarray | Image | None = None,
+    actor_mask: np.ndarray | Image | None = None,
+    goal_mask: np.ndarray | Image | None = None,
+    goal_pixel: tuple[float, float] | None = None,
+    header: Header | None = None,
+    **fields,
+) -> InteractionRequest:
+    """Build a request; what is left out is the node's to choose.
+
+    Args:
+        image: (H, W, 3) uint8 RGB, or a message. None: the newest on the node's topic; so for the masks.
+        object_mask, actor_mask, goal_mask: (H, W), not 0 where the object or actor is, or a message.
+        goal_pixel: (x, y) pixel where the object's centre should end.
+        header: stamp and frame of an image that is given as an array.
+        fields: task, num_samples, seed, num_inference_steps, trajectory_only.
+    """
+    request = InteractionRequest(**fields)
+    if image is not None:
+        request.image = image if isinstance(image, Image) else write_image(image, 'rgb8', header)
+    for name, mask in (('object_mask', object_mask), ('actor_mask', actor_mask), ('goal_mask', goal_mask)):
+        if mask is not None:
+            if not isinstance(mask, Image):
+                mask = write_image((np.asarray(mask) != 0).astype(np.uint8), 'mono8', header)
+            setattr(request, name, mask)
+    if goal_pixel is not None:
+        request.goal_pixel = [Point(x=float(goal_pixel[0]), y=float(goal_pixel[1]))]
+    return request
+
+
+def _wait(future, timeout: float | None):
+    """Block until an rclpy future that another thread completes is done."""
+    done = threading.Event()
+    future.add_done_callback(lambda _: done.set())
+    if not done.wait(timeout):
+        raise TimeoutError(f'no answer after {timeout} s')
+    return future.result()
+
+
+def _plans(answer) -> list[InteractionPlan]:
+    _raise_error(answer)
+    return list(answer.plans)
+
+
+def _raise_error(answer):
+    if answer.error_code:
+        names = (
+            name for name in dir(answer) if name.isupper() and getattr(answer, name) == answer.error_code
+        )
+        raise InteractionError(answer.error_code, next(names, 'UNKNOWN'), answer.error_msg)

@@ -1,0 +1,234 @@
+"""The one thread that owns the model, and the queue of requests in front of it.
+
+Loading, generating and freeing all happen in this thread, so no lock guards the pipeline and freeing waits
+for a running request by itself. Outcomes are values, not exceptions: a traceback would keep a failed
+request's tensors.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mask2iv_ros.framing import Framing
+from mask2iv_ros.msg import InteractionPlan
+from mask2iv_ros.ros.requests import Observation, RequestError
+
+ABANDONED_CHECK_PERIOD = 0.5  # seconds; asking the middleware for its clients is not free
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State of a job, as the action's feedback gives it; `preview`: (T, h, w) uint8 labels."""
+
+    stage: str
+    queue_position: int = 0
+    step: int = 0
+    num_steps: int = 0
+    fraction: float = 0.0
+    preview: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: the name of an error code, why, and the plans with their messages, best first."""
+
+    code: str = 'NONE'
+    message: str = ''
+    plans: list[tuple[object, InteractionPlan]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class Job:
+    """One accepted request. `future` gives its Outcome, and is cancelled if the job was while it waited.
+
+    Args:
+        on_progress: called with a `Progress` from any thread.
+        is_abandoned: tells that nobody waits for the result any more; such a job is cancelled.
+    """
+
+    def __init__(
+        self,
+        observation: Observation,
+        on_progress: Callable[[Progress], None],
+        is_abandoned: Callable[[], bool],
+    ):
+        self.observation = observation
+        self.on_progress = on_progress
+        self.is_abandoned = is_abandoned
+        self.submitted = time.perf_counter()
+        self.future: Future | None = None
+        self.cancel_reason = ''
+
+    def cancel(self, reason: str):
+        """Stop the job before its next denoising step, or at once if it still waits."""
+        self.cancel_reason = reason
+        self.future.cancel()
+
+
+class ModelWorker:
+    """Runs jobs in order; see the module's text. `device` is where the model is, '' without a model."""
+
+    def __init__(self):
+        self.device = ''
+        self.model_name = ''
+        self._pipeline = None
+        self._pool = ThreadPoolExecutor(1, 'model')
+        self._jobs: list[Job] = []
+        self._lock = threading.Lock()
+
+    def load(self, model: str, device: str) -> Future:
+        """Load the pipeline in folder `model` ('': the embedded one) to `device` ('auto': cuda, else cpu)."""
+        return self._pool.submit(self._load, model, device)
+
+    def free(self) -> Future:
+        """Forget the pipeline and give its memory back, after the job that runs."""
+        return self._pool.submit(self._free)
+
+    def submit(self, job: Job, max_waiting: int):
+        """Queue a job. Raises RequestError QUEUE_FULL if `max_waiting` jobs wait behind the running one."""
+        with self._lock:
+            position = len(self._jobs)
+            if position > max_waiting:
+                raise RequestError(
+                    'QUEUE_FULL',
+                    f'{position - 1} requests are waiting already, expected at most {max_waiting} '
+                    "(the node's parameter max_queue); try again later",
+                )
+            self._jobs.append(job)
+            job.future = self._pool.submit(self._run, job)
+        job.future.add_done_callback(lambda _: self._leave_queue(job))
+        if position:
+            job.on_progress(Progress('queued', position))
+
+    def cancel_all(self, reason: str):
+        """Cancel every job that runs or waits."""
+        with self._lock:
+            jobs = list(self._jobs)
+        for job in jobs:
+            job.cancel(reason)
+
+    @property
+    def queue_length(self) -> int:
+        """Jobs that run or wait."""
+        return len(self._jobs)
+
+    def shutdown(self):
+        """Wait for the running job, which should be cancelled first, and end the thread."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _leave_queue(self, job: Job):
+        with self._lock:
+            place = self._jobs.index(job)
+            del self._jobs[place]
+            moved = [
+                (position, other) for position, other in enumerate(self._jobs) if position >= max(place, 1)
+            ]
+        for position, other in moved:
+            other.on_progress(Progress('queued', position))
+
+    def _load(self, model: str, device: str):
+        import torch
+
+        import mask2iv_ros.planning.generate  # noqa: F401 - its imports take seconds; not at the first request
+        from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
+        from mask2iv_ros.weights import default_model_path
+
+        path = Path(model).expanduser() if model else default_model_path()
+        if not (path / 'model_index.json').is_file():  # diffusers would look for a repository of that name
+            raise FileNotFoundError(f'{path} has no model_index.json: not the folder of a diffusers pipeline')
+        if device == 'auto':
+            device = 'cuda' if torch.cuda.is_available() else 'cpu'
+        dtype = torch.bfloat16 if device.startswith('cuda') else torch.float32
+        pipeline = Mask2IVPipeline.from_pretrained(path, torch_dtype=dtype, local_files_only=True).to(device)
+        pipeline.set_progress_bar_config(disable=True)
+        self._pipeline, self.device, self.model_name = pipeline, device, pipeline.config.name
+
+    def _free(self):
+        self._pipeline, self.device, self.model_name = None, '', ''
+        _return_memory()
+
+    def _run(self, job: Job) -> Outcome:
+        try:
+            return self._generate(job)
+        except Exception as error:
+            code, text = _describe(job, error)
+            if code == 'GENERATION_FAILED':
+                traceback.print_exc()
+        _return_memory()  # only here, because the error's traceback held tensors
+        return Outcome(code, text)
+
+    def _generate(self, job: Job) -> Outcome:
+        from mask2iv_ros.planning.generate import Cancelled, generate_plans
+        from mask2iv_ros.ros.plans import plan_message
+
+        started = last_check = time.perf_counter()
+        observation, request = job.observation, job.observation.request
+        stages = ('trajectory',) if request.trajectory_only else ('trajectory', 'video')
+        framing = Framing(request.frame.shape[:2], tuple(self._pipeline.config.sample_size))
+
+        def report(stage: str, step: int, num_steps: int, preview: np.ndarray | None):
+            nonlocal last_check
+            now = time.perf_counter()
+            if now - last_check > ABANDONED_CHECK_PERIOD:
+                last_check = now
+                if job.is_abandoned():
+                    job.cancel_reason = 'no client is waiting for the result any more'
+            if job.cancel_reason:
+                raise Cancelled
+            fraction = (stages.index(stage) + (step / num_steps if num_steps else 0)) / len(stages)
+            if preview is not None:
+                (top, left), (height, width) = framing.offset, framing.inner
+                preview = preview[:, top : top + height, left : left + width]
+            job.on_progress(Progress(stage, 0, step, num_steps, fraction, preview))
+
+        if job.is_abandoned():
+            job.cancel_reason = 'no client is waiting for the result any more'
+        report('trajectory', 0, 0, None)
+        plans = generate_plans(self._pipeline, request, report)
+
+        message_start = time.perf_counter()
+        messages = [plan_message(plan, observation) for plan in plans]
+        done = time.perf_counter()
+        for plan, message in zip(plans, messages, strict=True):
+            message.buffer_time = observation.buffer_time
+            message.queue_time = started - job.submitted
+            message.preprocess_time = plan.timings['preprocess']
+            message.trajectory_time = plan.timings['trajectory']
+            message.video_time = plan.timings['video']
+            message.message_time = plan.timings['postprocess'] + done - message_start
+        return Outcome(plans=list(zip(plans, messages, strict=True)), seconds=done - started)
+
+
+def _describe(job: Job, error: Exception) -> tuple[str, str]:
+    """Name of the error code for what went wrong, and a text for the user."""
+    if job.cancel_reason:
+        return 'CANCELLED', job.cancel_reason
+    text = f'{type(error).__name__}: {error}'
+    if isinstance(error, RequestError):
+        return error.code, str(error)
+    if isinstance(code := getattr(error, 'code', None), str):  # planning.InvalidRequest
+        return code, str(error)
+    if isinstance(error, MemoryError) or any(
+        phrase in text.lower() for phrase in ('out of memory', 'not enough memory', "can't allocate memory")
+    ):
+        return (
+            'OUT_OF_MEMORY',
+            f'{text}; ask for fewer samples, a smaller image, or free memory of the device',
+        )
+    return 'GENERATION_FAILED', text
+
+
+def _return_memory():
+    gc.collect()
+    if (torch := sys.modules.get('torch')) is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,510 @@
+"""The ROS 2 node: lifecycle, requests, topics, diagnostics.
+
+One executor thread runs every callback and never waits for a request: callbacks of long requests are
+coroutines that wait for a future, which the model thread (`ModelWorker`) or the export thread completes. The
+executor is single-threaded on purpose: the multi-threaded one of rclpy 7 has an open busy loop, and 7.1.9
+broke actions under it. torch is imported by the model thread while it loads, so the node starts fast.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+import traceback
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import fields
+from functools import partial, wraps
+from pathlib import Path
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.action import ActionServer, CancelResponse
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.exceptions import ParameterException
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.signals import SignalHandlerOptions
+from std_msgs.msg import Header
+
+from mask2iv_ros.action import GenerateInteraction as GenerateAction
+from mask2iv_ros.msg import InteractionRequest
+from mask2iv_ros.ros.conversions import write_image
+from mask2iv_ros.ros.export import ExportError, export_plans
+from mask2iv_ros.ros.model_worker import Job, ModelWorker, Outcome, Progress
+from mask2iv_ros.ros.parameters import declare_parameters
+from mask2iv_ros.ros.perception_buffer import PerceptionBuffer
+from mask2iv_ros.ros.plan_player import PlanPlayer
+from mask2iv_ros.ros.requests import INPUTS, Limits, RequestError, read_request
+from mask2iv_ros.srv import ExportDemonstration
+from mask2iv_ros.srv import GenerateInteraction as GenerateService
+
+DIAGNOSTICS_PERIOD = 1.0  # seconds
+RESULT_TIMEOUT = 60  # seconds that the action server keeps a result; one can hold 20 MB a plan
+SHUTDOWN_PATIENCE = 4.0  # seconds for the last answers; ros2 launch escalates after 5
+
+
+def _reported(transition):
+    """Log what a lifecycle callback raises; rclpy turns it into ERROR without a word."""
+
+    @wraps(transition)
+    def wrapper(self, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return transition(self, state)
+        except Exception as error:
+            self._last_error = f'{transition.__name__}: {type(error).__name__}: {error}'
+            self.get_logger().error(f'{self._last_error}\n{traceback.format_exc()}')
+            return TransitionCallbackReturn.ERROR
+
+    return wrapper
+
+
+class Mask2IVNode(LifecycleNode):
+    """Serves GenerateInteraction (service and action) and ExportDemonstration.
+
+    Parameters are in `mask2iv_ros.ros.parameters`. The model is loaded in `configure` and freed in `cleanup`;
+    the input topics are heard only while active.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__('mask2iv', **kwargs)
+        declare_parameters(self)
+        self._state = 'unconfigured'
+        self._worker = ModelWorker()
+        self._preloaded = False
+        self._exports = ThreadPoolExecutor(1, 'export')
+        self._buffer = PerceptionBuffer(self._value('buffer_size'))
+        self._inputs = {}
+        self._qos_problems: dict[str, str] = {}
+        self._plans: OrderedDict[bytes, tuple] = OrderedDict()  # id -> plan and the observation it answers
+        self._goals: dict[bytes, Job] = {}
+        self._open_requests = 0
+        self._last_request = 'none'
+        self._last_error = ''
+        self._player = PlanPlayer(self)
+
+        waiting = ReentrantCallbackGroup()  # a waiting coroutine would block a mutually exclusive group
+        name = '~/generate_interaction'
+        self.create_service(GenerateService, name, self._on_generate, callback_group=waiting)
+        self._action_server = ActionServer(
+            self,
+            GenerateAction,
+            name,
+            self._on_goal,
+            cancel_callback=self._on_cancel,
+            callback_group=waiting,
+            result_timeout=RESULT_TIMEOUT,
+        )
+        self.create_service(
+            ExportDemonstration, '~/export_demonstration', self._on_export, callback_group=waiting
+        )
+        service = self.resolve_service_name(name)
+        self._client_of = {'service': service, 'action': f'{service}/_action/send_goal'}
+
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self.create_timer(DIAGNOSTICS_PERIOD, self._publish_diagnostics)
+        self._guard_change_state()
+
+    # Lifecycle
+
+    async def autostart(self):
+        """Configure and activate, loading the model without blocking the executor."""
+        self._state = 'loading the model'
+        try:
+            await self._finish(self._load())
+        except Exception:
+            self._state = 'unconfigured'
+            return  # reported by _load
+        if self._state != 'loading the model':
+            return  # somebody took over
+        self._preloaded = True
+        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+            self.trigger_activate()
+
+    @_reported
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the model that the parameters name."""
+        if not self._preloaded:
+            try:
+                self._load().result()
+            except Exception:
+                return TransitionCallbackReturn.FAILURE  # reported by _load
+        self._preloaded = False
+        self._enter('inactive')
+        return super().on_configure(state)
+
+    @_reported
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Listen to the input topics and accept requests."""
+        self._buffer = PerceptionBuffer(self._value('buffer_size'))
+        for name in INPUTS:
+            self._subscribe(name)
+        self._enter('active')
+        return super().on_activate(state)
+
+    @_reported
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Cancel all requests and stop listening."""
+        self._stop_work('the node was deactivated')
+        self._enter('inactive')
+        return super().on_deactivate(state)
+
+    @_reported
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free the model, and forget the plans."""
+        self._worker.free().result()
+        self._plans.clear()
+        self._enter('unconfigured')
+        return super().on_cleanup(state)
+
+    @_reported
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Cancel all requests; the process frees the rest."""
+        self._stop_work('the node is shutting down')
+        self._enter('finalized')
+        return super().on_shutdown(state)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Return to unconfigured after a transition that raised."""
+        self._stop_work('a lifecycle transition failed')
+        self._worker.free().result()
+        self._enter('unconfigured')
+        return TransitionCallbackReturn.SUCCESS
+
+    def _enter(self, state: str):
+        self._state = state
+        self.get_logger().info(f'{state}')
+
+    def _stop_work(self, reason: str):
+        self._worker.cancel_all(reason)
+        self._player.stop()
+        for subscription in self._inputs.values():
+            self.destroy_subscription(subscription)
+        self._inputs.clear()
+        self._buffer.clear()
+
+    def _load(self) -> Future:
+        model, device = self._value('model'), self._value('device')
+        start = time.perf_counter()
+
+        def report(work: Future):
+            error = work.exception()
+            if error is None:
+                text = f'{self._worker.model_name} on {self._worker.device}'
+                self.get_logger().info(f'Loaded {text} in {time.perf_counter() - start:.1f} s')
+                return
+            self._last_error = f'Cannot load the model {model or "(embedded)"} to {device}: {error}'
+            self.get_logger().error(
+                f'{self._last_error}. Set the parameters model and device, then configure the node '
+                f'again: ros2 lifecycle set {self.get_fully_qualified_name()} configure '
+                f'(Python is {sys.executable})'
+            )
+
+        work = self._worker.load(model, device)
+        work.add_done_callback(report)
+        return work
+
+    def _guard_change_state(self):
+        """Answer a transition that is not allowed now; rclpy 7 raises instead, and the caller hangs."""
+        service = self._service_change_state
+        change_state = service.callback
+
+        def guarded(request, response):
+            try:
+                return change_state(request, response)
+            except rclpy_implementation.RCLError as error:
+                self.get_logger().warning(f'No such transition from {self._state}: {error}')
+                response.success = False
+                return response
+
+        service.callback = guarded
+
+    # Input topics
+
+    def _subscribe(self, name: str):
+        def on_incompatible_qos(event):
+            policy = qos_policy_name_from_kind(event.last_policy_kind)
+            self._qos_problems[name] = policy
+            self.get_logger().warning(
+                f'A publisher on {topic} offers another {policy} than this node asks for: none of its '
+                'messages arrive. Change the publisher, or the parameter '
+                f'qos_overrides.{topic}.subscription.{policy.lower()}'
+            )
+
+        topic = self.resolve_topic_name(name)
+        self._inputs[name] = self.create_subscription(
+            INPUTS[name],
+            name,
+            partial(self._buffer.add, name),
+            # Sensor-data QoS, a new profile each time: overrides are written into it.
+            QoSProfile(depth=5, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT),
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=on_incompatible_qos),
+            raw=True,
+        )
+
+    def _describe_source(self, name: str) -> str:
+        subscription = self._inputs[name]
+        count = subscription.get_publisher_count()
+        publishers = f'{count} publisher{"" if count == 1 else "s"}'
+        if name in self._qos_problems:
+            publishers += f', with incompatible {self._qos_problems[name]}'
+        return f'{subscription.topic_name} ({publishers})'
+
+    # Requests
+
+    async def _on_generate(self, request, response):
+        outcome = await self._generate(request.request, 'service', lambda _: None, lambda _: None)
+        return self._fill(response, outcome)
+
+    async def _on_goal(self, goal):
+        def report(progress: Progress):
+            feedback = GenerateAction.Feedback(
+                stage=progress.stage,
+                queue_position=progress.queue_position,
+                step=progress.step,
+                num_steps=progress.num_steps,
+                fraction=progress.fraction,
+            )
+            if progress.preview is not None:
+                feedback.preview = [write_image(labels, 'mono8') for labels in progress.preview]
+            if rclpy.ok(context=self.context):
+                goal.publish_feedback(feedback)
+
+        goal_id = bytes(goal.goal_id.uuid)
+
+        def remember(job: Job):
+            self._goals[goal_id] = job
+            if goal.is_cancel_requested:  # before there was a job to cancel
+                job.cancel('cancelled by the client')
+
+        try:
+            outcome = await self._generate(goal.request.request, 'action', report, remember)
+        finally:
+            self._goals.pop(goal_id, None)
+        if outcome.code == 'NONE':
+            goal.succeed()
+        elif outcome.code == 'CANCELLED' and goal.is_cancel_requested:
+            goal.canceled()
+        else:
+            goal.abort()
+        return self._fill(GenerateAction.Result(), outcome)
+
+    def _on_cancel(self, goal) -> CancelResponse:
+        if job := self._goals.get(bytes(goal.goal_id.uuid)):
+            job.cancel('cancelled by the client')
+        return CancelResponse.ACCEPT
+
+    async def _generate(
+        self,
+        message: InteractionRequest,
+        door: str,
+        on_progress: Callable[[Progress], None],
+        on_accept: Callable[[Job], None],
+    ) -> Outcome:
+        self._open_requests += 1
+        try:
+            job = self._accept(message, door, on_progress)
+            on_accept(job)
+            outcome = await self._finish(job.future)
+            if outcome.code == 'NONE':
+                self._announce(job, outcome)
+        except CancelledError:  # while it waited
+            outcome = Outcome('CANCELLED', job.cancel_reason)
+        except Exception as error:
+            code = getattr(error, 'code', 'GENERATION_FAILED')
+            if code == 'GENERATION_FAILED':
+                self.get_logger().error(f'{type(error).__name__} while reading a request: {error}')
+            outcome = Outcome(code, str(error))
+        finally:
+            self._open_requests -= 1
+        self._last_request = time.strftime('%Y-%m-%dT%H:%M:%S%z')
+        if outcome.code != 'NONE':
+            self._last_error = f'{outcome.code}: {outcome.message}'
+            self.get_logger().warning(f'No plan: {self._last_error}')
+        return outcome
+
+    def _accept(self, message: InteractionRequest, door: str, on_progress: Callable[[Progress], None]) -> Job:
+        if self._state != 'active':
+            raise RequestError('NOT_ACTIVE', f'the node is {self._state}, expected active')
+        limits = Limits(**{row.name: self._value(row.name) for row in fields(Limits)})
+        now = self.get_clock().now().nanoseconds
+        observation = read_request(message, self._buffer, limits, now, self._describe_source)
+        job = Job(observation, on_progress, lambda: self.count_clients(self._client_of[door]) == 0)
+        self._worker.submit(job, self._value('max_queue'))
+        if observation.no_path:
+            self.get_logger().info(f'No 3-D path: {observation.no_path}', throttle_duration_sec=10.0)
+        return job
+
+    def _announce(self, job: Job, outcome: Outcome):
+        for plan, message in outcome.plans:
+            self._plans[bytes(message.id.uuid)] = (plan, job.observation)
+        while len(self._plans) > self._value('max_plans'):
+            self._plans.popitem(last=False)
+        plan, message = outcome.plans[0]
+        self.get_logger().info(
+            f'{len(outcome.plans)} plan(s) for {plan.task!r} in {outcome.seconds:.1f} s, '
+            f'best score {plan.score:.2f}'
+        )
+        if self._state == 'active':  # after the answer, which the caller waits for
+            self.executor.create_task(self._player.play, plan, message, job.observation.request.frame)
+
+    @staticmethod
+    def _fill(result, outcome: Outcome):
+        result.error_code = getattr(result, outcome.code)
+        result.error_msg = outcome.message
+        result.plans = [message for _, message in outcome.plans]
+        return result
+
+    async def _finish(self, work: Future):
+        """Wait for another thread's work without holding up the executor; gives its result, or raises."""
+        done = rclpy.task.Future()
+
+        def wake(_):
+            if self.executor is not None:
+                self.executor.create_task(done.set_result, None)
+
+        work.add_done_callback(wake)
+        await done
+        return work.result()
+
+    # Export
+
+    async def _on_export(self, request, response):
+        self._open_requests += 1
+        try:
+            plans = self._find_plans(request.plan_ids)
+            root = Path(self._value('dataset_root')).expanduser()
+            name = request.dataset_name or 'plans'
+            path, episodes = await self._finish(self._exports.submit(export_plans, plans, root, name))
+            response.dataset_path, response.episode_indices = str(path), episodes
+            self.get_logger().info(f'Wrote episodes {list(episodes)} to {path}')
+        except ExportError as error:
+            response.error_code, response.error_msg = getattr(response, error.code), str(error)
+            self._last_error = f'{error.code}: {error}'
+            self.get_logger().warning(f'No export: {self._last_error}')
+        finally:
+            self._open_requests -= 1
+        return response
+
+    def _find_plans(self, ids) -> list[tuple]:
+        wanted = [bytes(plan_id.uuid) for plan_id in ids] or list(self._plans)[-1:]
+        if not wanted:
+            raise ExportError('UNKNOWN_PLAN', 'there is no plan yet; call generate_interaction first')
+        for plan_id in wanted:
+            if plan_id not in self._plans:
+                raise ExportError(
+                    'UNKNOWN_PLAN',
+                    f'{uuid.UUID(bytes=plan_id)} is none of the {len(self._plans)} plans that are kept '
+                    '(at most max_plans, a parameter of the node)',
+                )
+        return [(str(uuid.UUID(bytes=plan_id)), *self._plans[plan_id]) for plan_id in wanted]
+
+    # Diagnostics
+
+    def _publish_diagnostics(self):
+        level, text = DiagnosticStatus.OK, self._state
+        if self._qos_problems:
+            level, text = DiagnosticStatus.WARN, f'incompatible QoS on {", ".join(self._qos_problems)}'
+        elif self._state != 'active':
+            level = DiagnosticStatus.WARN
+            if self._state == 'unconfigured' and self._last_error:
+                level, text = DiagnosticStatus.ERROR, self._last_error
+        values = {
+            'state': self._state,
+            'model': self._worker.model_name,
+            'device': self._worker.device,
+            'requests running or waiting': self._worker.queue_length,
+            'last request': self._last_request,
+            'last error': self._last_error,
+            'plans kept': len(self._plans),
+            **self._gpu_memory(),
+        }
+        status = DiagnosticStatus(
+            level=level,
+            name=f'{self.get_name()}: generation',
+            message=text,
+            hardware_id=self._worker.device,
+            values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
+        )
+        header = Header(stamp=self.get_clock().now().to_msg())
+        self._diagnostics.publish(DiagnosticArray(header=header, status=[status]))
+
+    def _gpu_memory(self) -> dict[str, str]:
+        if not self._worker.device.startswith('cuda'):
+            return {}
+        import torch
+
+        used = torch.cuda.memory_allocated(self._worker.device)
+        free, total = torch.cuda.mem_get_info(self._worker.device)
+        return {
+            'GPU memory of the model, MiB': f'{used / 2**20:.0f}',
+            'GPU memory free, MiB': f'{free / 2**20:.0f} of {total / 2**20:.0f}',
+        }
+
+    def _value(self, name: str):
+        return self.get_parameter(name).value
+
+    @property
+    def has_open_requests(self) -> bool:
+        """Whether somebody still waits for an answer."""
+        return self._open_requests > 0
+
+    def close(self):
+        """End the threads; call it after a shutdown transition."""
+        self._worker.shutdown()
+        self._exports.shutdown(cancel_futures=True)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node until SIGINT or SIGTERM; waiting callers still get an answer. Returns the exit status."""
+    # rclpy's own handlers would invalidate the context before the node can say goodbye.
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    executor = SingleThreadedExecutor()
+    try:
+        node = Mask2IVNode()
+    except (ParameterException, ValueError) as error:
+        rclpy.logging.get_logger('mask2iv').fatal(f'A parameter has a wrong value: {error}')
+        rclpy.shutdown()
+        return 2
+    executor.add_node(node)
+    if node.get_parameter('autostart').value:
+        executor.create_task(node.autostart)
+
+    def spin_some(timeout: float = 0.5):
+        try:
+            executor.spin_once(timeout_sec=timeout)
+        except ExternalShutdownException:
+            stop.set()
+        except Exception:  # of one callback, e.g. a message that cannot be decoded; the model stays loaded
+            node.get_logger().error(f'A callback failed:\n{traceback.format_exc()}')
+
+    while not stop.is_set():
+        spin_some()
+    if rclpy.ok():
+        node.trigger_shutdown()
+        patience = time.monotonic() + SHUTDOWN_PATIENCE
+        while node.has_open_requests and time.monotonic() < patience:
+            spin_some()
+        for _ in range(3):  # an action's result is a task of its own
+            spin_some(0.1)
+    node.close()
+    executor.shutdown()
+    node.destroy_node()
+    rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

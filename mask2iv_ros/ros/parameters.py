@@ -1,0 +1,111 @@
+"""The node's parameters: one table that declares, documents and checks them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from rcl_interfaces.msg import (
+    FloatingPointRange,
+    IntegerRange,
+    ParameterDescriptor,
+    SetParametersResult,
+)
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+
+@dataclass(frozen=True)
+class Row:
+    """One parameter. `limits` are inclusive; `pattern` is a regular expression that a string must match."""
+
+    name: str
+    default: bool | int | float | str
+    description: str
+    limits: tuple | None = None
+    pattern: str | None = None
+    read_only: bool = False
+
+
+AT_CONFIGURE = ' Takes effect when the node is configured.'
+
+TABLE = (
+    Row('autostart', True, 'Configure and activate the node when it starts.', read_only=True),
+    Row('model', '', 'Folder of the model; empty: the embedded mask2iv-sim.' + AT_CONFIGURE),
+    Row(
+        'device',
+        'auto',
+        'Where the model runs: auto (cuda if there is one, else cpu), cpu, cuda or cuda:N.' + AT_CONFIGURE,
+        pattern=r'auto|cpu|cuda(:\d+)?',
+    ),
+    Row('num_samples', 1, 'Plans a request, where it does not say.', limits=(1, 255)),
+    Row('max_samples', 8, 'Most plans that a request may ask for.', limits=(1, 255)),
+    Row('seed', 0, 'Random seed, where a request does not say.', limits=(0, 2**63 - 1)),
+    Row(
+        'num_inference_steps',
+        0,
+        "Denoising steps a stage, where a request does not say; 0: the model's own default.",
+        limits=(0, 1000),
+    ),
+    Row('max_queue', 4, 'Requests that may wait; further ones get QUEUE_FULL.', limits=(0, 1000)),
+    Row(
+        'max_image_pixels',
+        2048 * 2048,
+        'Largest image that is accepted, width x height; results have the size of the image.',
+        limits=(1, 2**31),
+    ),
+    Row(
+        'max_stamp_difference',
+        0.1,
+        'Largest distance, seconds, between the stamps of image, masks and depth of one request.',
+        limits=(0.0, 3600.0),
+    ),
+    Row(
+        'max_age',
+        2.0,
+        'Largest age, seconds, of an image that is taken from its topic; 0: any age.',
+        limits=(0.0, 86400.0),
+    ),
+    Row(
+        'buffer_size',
+        30,
+        'Messages kept a topic; must cover the delay of the mask source (30: one second at 30 Hz). '
+        'Takes effect when the node is activated.',
+        limits=(1, 1000),
+    ),
+    Row('max_plans', 10, 'Newest plans that are kept for ExportDemonstration.', limits=(1, 1000)),
+    Row('dataset_root', '~/.ros/mask2iv_datasets', 'Folder under which ExportDemonstration writes datasets.'),
+)
+
+
+def declare_parameters(node: Node):
+    """Declare every row on `node`, and refuse values that a row does not allow.
+
+    Raises what rclpy raises for a start value outside its limits, and ValueError for a pattern.
+    """
+    patterns = {row.name: row.pattern for row in TABLE if row.pattern}
+
+    def check(parameters: list[Parameter]) -> SetParametersResult:
+        for parameter in parameters:
+            pattern = patterns.get(parameter.name)
+            if pattern and not re.fullmatch(pattern, str(parameter.value)):
+                reason = f'{parameter.name}: expected a value that matches {pattern}, got {parameter.value!r}'
+                return SetParametersResult(successful=False, reason=reason)
+        return SetParametersResult(successful=True)
+
+    node.add_on_set_parameters_callback(check)  # also called for start values
+    for row in TABLE:
+        node.declare_parameter(row.name, row.default, _descriptor(row))
+
+
+def _descriptor(row: Row) -> ParameterDescriptor:
+    descriptor = ParameterDescriptor(description=row.description, read_only=row.read_only)
+    if row.pattern:
+        descriptor.additional_constraints = f'matches {row.pattern}'
+    if isinstance(row.default, float):
+        low, high = row.limits
+        descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
+    elif row.limits:
+        low, high = row.limits
+        descriptor.integer_range = [IntegerRange(from_value=low, to_value=high)]
+    return descriptor

@@ -1,0 +1,77 @@
+"""The newest messages of the input topics, and the choice of those that belong together.
+
+Messages stay serialised until a request needs them: a callback costs one append, and nothing is decoded
+between requests. All five inputs begin with a std_msgs/Header, so the stamp is read from the first bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from typing import NamedTuple
+
+
+class Stamped(NamedTuple):
+    """A serialised message and its header stamp, nanoseconds."""
+
+    stamp: int
+    data: bytes
+
+
+def read_stamp(serialised: bytes) -> int:
+    """Return the header stamp, nanoseconds, of a CDR-serialised message that begins with std_msgs/Header."""
+    order = '<' if serialised[1] & 1 else '>'  # second byte of the encapsulation header
+    seconds, nanoseconds = struct.unpack_from(f'{order}iI', serialised, 4)
+    return seconds * 1_000_000_000 + nanoseconds
+
+
+class PerceptionBuffer:
+    """Keeps the newest `size` messages a topic."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self._topics: dict[str, deque[Stamped]] = {}
+
+    def add(self, topic: str, serialised: bytes):
+        """Store a message that was received on `topic`; the oldest one beyond `size` is dropped."""
+        messages = self._topics.setdefault(topic, deque(maxlen=self.size))
+        messages.append(Stamped(read_stamp(serialised), serialised))
+
+    def newest(self, topic: str) -> Stamped | None:
+        """Return the message of `topic` that was received last."""
+        messages = self._topics.get(topic)
+        return messages[-1] if messages else None
+
+    def closest(self, topic: str, stamp: int) -> Stamped | None:
+        """Return the message of `topic` whose stamp is closest to `stamp` (nanoseconds)."""
+        return min(self._topics.get(topic, ()), key=lambda message: abs(message.stamp - stamp), default=None)
+
+    def matching(
+        self, reference: str, others: list[str], not_before: int = 0
+    ) -> tuple[dict[str, Stamped], int]:
+        """Choose one message a topic so that their stamps are as close as possible; of equals, the newest.
+
+        Args:
+            reference: the topic that the others are compared with; it must have a message.
+            others: topics to match; those without any message are left out of the result.
+            not_before: oldest stamp of the reference, nanoseconds; if all are older, the newest one is taken.
+
+        Returns:
+            The messages by topic, and the largest distance of a stamp from the reference's, nanoseconds.
+        """
+        candidates = [m for m in self._topics[reference] if m.stamp >= not_before] or [
+            self._topics[reference][-1]
+        ]
+        best, best_spread = {}, None
+        for candidate in reversed(candidates):
+            found = {
+                topic: self.closest(topic, candidate.stamp) for topic in others if self._topics.get(topic)
+            }
+            spread = max((abs(message.stamp - candidate.stamp) for message in found.values()), default=0)
+            if best_spread is None or spread < best_spread:
+                best, best_spread = {reference: candidate, **found}, spread
+        return best, best_spread
+
+    def clear(self):
+        """Forget everything."""
+        self._topics.clear()

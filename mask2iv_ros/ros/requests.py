@@ -1,0 +1,220 @@
+"""From an InteractionRequest and the newest messages of the input topics to a checked `GenerationRequest`.
+
+Every refusal happens here, before the request waits for the model, and says what came and what was expected.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
+
+from mask2iv_ros.msg import InteractionRequest
+from mask2iv_ros.ros.conversions import read_colour, read_depth, read_intrinsics, read_mask
+from mask2iv_ros.ros.perception_buffer import PerceptionBuffer
+
+if TYPE_CHECKING:
+    from mask2iv_ros.planning.generate import GenerationRequest
+
+#: Input topics of the node and their types.
+INPUTS = {
+    'image': Image,
+    'object_mask': Image,
+    'actor_mask': Image,
+    'depth': Image,
+    'camera_info': CameraInfo,
+}
+MAX_INFERENCE_STEPS = 1000
+MAX_SEED = 2**64 - 1
+
+
+class RequestError(Exception):
+    """A refused request; `code` is the name of an error code of GenerateInteraction."""
+
+    def __init__(self, code: str, message: str):
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The node's parameters that a request is held against; see `mask2iv_ros.ros.parameters`."""
+
+    num_samples: int
+    max_samples: int
+    seed: int
+    num_inference_steps: int
+    max_image_pixels: int
+    max_stamp_difference: float
+    max_age: float
+
+
+@dataclass
+class Observation:
+    """What a request observes.
+
+    Attributes:
+        request: ready for `generate_plans`.
+        header: stamp and frame of the camera image.
+        depth: (H, W) float32 metres, 0 where invalid; None if there is none that fits the image.
+        intrinsics: (3, 3) float64 pixels; None if there are none that fit the image.
+        no_path: why there can be no 3-D path, '' if there can.
+        buffer_time: seconds spent on choosing and reading messages.
+    """
+
+    request: GenerationRequest
+    header: Header
+    depth: np.ndarray | None
+    intrinsics: np.ndarray | None
+    no_path: str
+    buffer_time: float
+
+
+def read_request(
+    message: InteractionRequest,
+    buffer: PerceptionBuffer,
+    limits: Limits,
+    now: int,
+    source: Callable[[str], str],
+) -> Observation:
+    """Complete `message` from `buffer`, check everything and convert it.
+
+    Args:
+        now: the node's time, nanoseconds.
+        source: what to tell a user about where an input comes from: its topic and how many publish on it.
+
+    Raises:
+        RequestError, ImageError, InvalidRequest: with the `code` of the refusal.
+    """
+    from mask2iv_ros.planning.generate import GenerationRequest, check_request  # imports torch
+
+    start = time.perf_counter()
+    numbers = _read_numbers(message, limits)
+    messages = _choose_messages(message, buffer, limits, now, source)
+    image = messages['image']
+    pixels = image.width * image.height
+    if pixels > limits.max_image_pixels:
+        raise RequestError(
+            'IMAGE_TOO_LARGE',
+            f'image: {image.width} x {image.height} = {pixels} pixels, expected at most '
+            f"{limits.max_image_pixels} (the node's parameter max_image_pixels)",
+        )
+    for name in ('object_mask', 'actor_mask', 'goal_mask'):  # before reading masks of any size
+        mask = messages.get(name)
+        if mask is not None and (mask.width, mask.height) != (image.width, image.height):
+            raise RequestError(
+                'SIZE_MISMATCH',
+                f'{name}: {mask.width} x {mask.height} pixels, expected those of the image, '
+                f'{image.width} x {image.height}',
+            )
+    masks = {
+        name: read_mask(messages[name], name)
+        for name in ('object_mask', 'actor_mask', 'goal_mask')
+        if name in messages
+    }
+    goal_pixel = None
+    if message.goal_pixel and 'goal_mask' not in masks:
+        goal_pixel = message.goal_pixel[0].x, message.goal_pixel[0].y
+    request = GenerationRequest(
+        frame=read_colour(image),
+        task=message.task,
+        goal_pixel=goal_pixel,
+        trajectory_only=message.trajectory_only,
+        **masks,
+        **numbers,
+    )
+    check_request(request)
+    geometry = _read_geometry(messages)
+    return Observation(request, image.header, *geometry, time.perf_counter() - start)
+
+
+def _read_numbers(message: InteractionRequest, limits: Limits) -> dict[str, int]:
+    num_samples = message.num_samples or limits.num_samples
+    steps = message.num_inference_steps or limits.num_inference_steps
+    seed = message.seed or limits.seed
+    for name, value, high in (
+        ('num_samples', num_samples, limits.max_samples),
+        ('num_inference_steps', steps, MAX_INFERENCE_STEPS),
+        ('seed of the last plan', seed + num_samples - 1, MAX_SEED),
+    ):
+        if value > high:
+            raise RequestError('INVALID_PARAMETER', f'{name}: {value}, expected at most {high}')
+    return {'num_samples': num_samples, 'num_inference_steps': steps, 'seed': seed}
+
+
+def _choose_messages(
+    message: InteractionRequest,
+    buffer: PerceptionBuffer,
+    limits: Limits,
+    now: int,
+    source: Callable[[str], str],
+) -> dict[str, Image | CameraInfo]:
+    """The request's own images, completed from the topics with those that are closest in stamp."""
+    own = {
+        name: getattr(message, name)
+        for name in ('image', 'object_mask', 'actor_mask', 'goal_mask')
+        if len(getattr(message, name).data)
+    }
+    for name, code in (('image', 'NO_IMAGE'), ('object_mask', 'NO_OBJECT_MASK')):
+        if name not in own and buffer.newest(name) is None:
+            raise RequestError(code, f'no {name} in the request and none received yet on {source(name)}')
+
+    masks = [name for name in ('object_mask', 'actor_mask') if name not in own]
+    if 'image' in own:
+        stamp = own['image'].header.stamp
+        reference = stamp.sec * 1_000_000_000 + stamp.nanosec
+        # An image without a stamp cannot be matched: the caller takes the newest messages for what it shows.
+        find = (lambda name: buffer.closest(name, reference)) if reference else buffer.newest
+        chosen = {name: found for name in masks if (found := find(name))}
+    else:
+        oldest = now - round(limits.max_age * 1e9) if limits.max_age else 0
+        chosen, _ = buffer.matching('image', masks, oldest)
+        reference = chosen['image'].stamp
+        if reference < oldest:
+            raise RequestError(
+                'STALE_INPUT',
+                f'image: the newest on {source("image")} is {(now - reference) / 1e9:.3f} s old, '
+                f"expected at most {limits.max_age} s (the node's parameter max_age)",
+            )
+        find = lambda name: buffer.closest(name, reference)  # noqa: E731
+
+    def difference(found) -> float:
+        return abs(found.stamp - reference) / 1e9 if reference else 0.0
+
+    for name in masks:
+        if name in chosen and difference(chosen[name]) > limits.max_stamp_difference:
+            raise RequestError(
+                'STALE_INPUT',
+                f'{name}: the closest stamp on {source(name)} is {difference(chosen[name]):.3f} s from the '
+                f"image's, expected at most {limits.max_stamp_difference} s (the node's parameter "
+                'max_stamp_difference)',
+            )
+    # Depth and calibration are extras: without a fitting one the plan only lacks its 3-D path.
+    depth = find('depth')
+    if depth and difference(depth) <= limits.max_stamp_difference:
+        chosen['depth'] = depth
+    if calibration := buffer.newest('camera_info'):  # often latched, once
+        chosen['camera_info'] = calibration
+    return own | {name: deserialize_message(found.data, INPUTS[name]) for name, found in chosen.items()}
+
+
+def _read_geometry(messages: dict) -> tuple[np.ndarray | None, np.ndarray | None, str]:
+    """Depth and intrinsics that fit the image, or why there are none."""
+    image = messages['image']
+    for name in ('depth', 'camera_info'):
+        found = messages.get(name)
+        if found is None:
+            return None, None, f'no {name} with a stamp close to the image'
+        if (found.width, found.height) != (image.width, image.height):
+            sizes = f'{found.width} x {found.height} pixels, the image {image.width} x {image.height}'
+            return None, None, f'{name} is {sizes}'
+    intrinsics = read_intrinsics(messages['camera_info'])
+    if intrinsics is None:
+        return None, None, 'camera_info is not calibrated'
+    return read_depth(messages['depth']), intrinsics, ''

@@ -1,0 +1,90 @@
+"""A simulated robot camera: one Meta-World scene, published as an RGB-D camera and a mask node would."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import rclpy
+from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import CameraInfo
+from std_msgs.msg import Header
+
+from mask2iv_ros.data.metaworld import TASKS, record_clip
+from mask2iv_ros.labels import ACTOR, OBJECT
+from mask2iv_ros.ros.conversions import write_image
+
+
+class SimCamera(Node):
+    """Renders a scene once, then publishes it with fresh stamps.
+
+    Publishes `image` (rgb8), `object_mask`, `actor_mask` (mono8, 255 inside), `depth` (32FC1 metres, NaN
+    where there is none) and `camera_info`, all with the same stamp.
+    """
+
+    def __init__(self):
+        super().__init__('sim_camera')
+        task = self._declare('task', 'drawer-open', f'Scene: one of {", ".join(TASKS)}.')
+        seed = self._declare('seed', 10_000, 'Placement of object and camera.')
+        width = self._declare('width', 640, 'Pixels.')
+        height = self._declare('height', 480, 'Pixels.')
+        rate = self._declare('rate', 5.0, 'Images a second.')
+        self._frame_id = self._declare('frame_id', 'sim_camera_optical_frame', 'Frame of all messages.')
+
+        clip = record_clip(task, seed, height, width, num_frames=2)
+        depth = np.where(clip.depth[0] > 0, clip.depth[0], np.nan).astype(np.float32)
+        intrinsics = clip.camera.intrinsics
+        projection = np.hstack([intrinsics, np.zeros((3, 1))])
+        self._messages = {
+            'image': write_image(clip.frames[0], 'rgb8'),
+            'object_mask': write_image(np.uint8(clip.labels[0] == OBJECT) * 255, 'mono8'),
+            'actor_mask': write_image(np.uint8(clip.labels[0] == ACTOR) * 255, 'mono8'),
+            'depth': write_image(depth, '32FC1'),
+            'camera_info': CameraInfo(
+                width=width,
+                height=height,
+                distortion_model='plumb_bob',
+                d=[0.0] * 5,
+                k=intrinsics.ravel(),
+                r=np.eye(3).ravel(),
+                p=projection.ravel(),
+            ),
+        }
+        self._camera_publishers = {
+            name: self.create_publisher(type(message), name, qos_profile_sensor_data)
+            for name, message in self._messages.items()
+        }
+        self.create_timer(1 / rate, self._publish)
+        self.get_logger().info(f'{clip.task!r} at {width} x {height} pixels, {rate} images a second')
+
+    def _declare(self, name: str, default, description: str):
+        descriptor = ParameterDescriptor(description=description, read_only=True)
+        return self.declare_parameter(name, default, descriptor).value
+
+    def _publish(self):
+        header = Header(stamp=self.get_clock().now().to_msg(), frame_id=self._frame_id)
+        for name, message in self._messages.items():
+            message.header = header
+            self._camera_publishers[name].publish(message)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the camera until SIGINT or SIGTERM. Returns the exit status."""
+    rclpy.init(args=args)
+    try:
+        rclpy.spin(SimCamera())
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except ValueError as error:  # an unknown task
+        rclpy.logging.get_logger('sim_camera').fatal(str(error))
+        return 2
+    finally:
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

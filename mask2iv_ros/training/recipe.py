@@ -1,0 +1,103 @@
+"""`mask2iv train`: the VAE, both stages and the assembled model, from one configuration file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import yaml
+
+from mask2iv_ros.data.lerobot import load_metadata, read_clips
+from mask2iv_ros.models.autoencoder import PatchAutoencoderKL
+from mask2iv_ros.pipelines.interaction_video import InteractionVideoPipeline
+from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
+from mask2iv_ros.pipelines.mask_trajectory import MaskTrajectoryPipeline
+from mask2iv_ros.training.arrays import ClipArrays, build_arrays, encode_latents
+from mask2iv_ros.training.autoencoder import train_autoencoder
+from mask2iv_ros.training.diffusion import StageOptions, StageTrainer
+from mask2iv_ros.training.trainer import Schedule
+
+#: What can be trained, in the order in which one needs the other.
+PARTS = ('autoencoder', 'trajectory', 'video')
+
+
+class Recipe:
+    """One training run in `folder`: `arrays/`, a folder for each part, and `model/` when all are done.
+
+    Args:
+        config: YAML file, see config/train/mask2iv-sim.yaml.
+        data: folder with the LeRobot datasets `train` and `test` that `mask2iv simulate` wrote.
+        folder: where everything goes; a second run continues there.
+    """
+
+    def __init__(self, config: Path, data: Path, folder: Path):
+        self.config = yaml.safe_load(config.read_text())
+        self.data, self.folder = data, folder
+        self.device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+
+    def arrays(self, split: str) -> ClipArrays:
+        """Clips of a split at the model's resolution, decoded on first use."""
+        folder = self.folder / 'arrays' / split
+        if not (folder / 'index.json').is_file():
+            root = self.data / split
+            count = load_metadata(root).total_episodes
+            size, num_frames = tuple(self.config['sample_size']), self.config['num_frames']
+            build_arrays(read_clips(root), count, folder, size, num_frames)
+        return ClipArrays.load(folder)
+
+    def train(self, part: str, max_minutes: float | None = None) -> bool:
+        """Train one part; True when its schedule is complete. Needs the parts before it."""
+        if part == 'autoencoder':
+            options = dict(self.config[part])
+            return train_autoencoder(
+                self.arrays('train'),
+                self.folder / part,
+                options.pop('model'),
+                Schedule(**options.pop('schedule')),
+                seed=self.config['seed'],
+                max_minutes=max_minutes,
+                **options,
+            )
+        vae_folder = self.folder / 'autoencoder' / 'vae'
+        if not vae_folder.is_dir():
+            raise FileNotFoundError(f'{vae_folder}: train the autoencoder first')
+        vae = PatchAutoencoderKL.from_pretrained(vae_folder).to(self.device).eval()
+        arrays = self.arrays('train')
+        latents = encode_latents(arrays, vae, self.folder / 'latents', self.device, seed=self.config['seed'])
+        trainer = StageTrainer(
+            arrays,
+            latents,
+            vae,
+            self.folder / part,
+            self.config['unet'],
+            self.config['image_projector'],
+            self.config['scheduler'],
+            Schedule(**self.config[part]['schedule']),
+            StageOptions(stage=part, **self.config[part]['options']),
+            seed=self.config['seed'],
+        )
+        sampling = {'num_frames': self.config['num_frames'], **self.config['sampling']}
+        return trainer.run(self.arrays('test'), max_minutes, **sampling)
+
+    def assemble(self) -> Path:
+        """Join the trained parts into the float16 model folder `model/`, which is returned."""
+        trajectory = MaskTrajectoryPipeline.from_pretrained(self.folder / 'trajectory' / 'pipeline')
+        video = InteractionVideoPipeline.from_pretrained(self.folder / 'video' / 'pipeline')
+        pipeline = Mask2IVPipeline(
+            vae=trajectory.vae,
+            trajectory_unet=trajectory.unet,
+            video_unet=video.unet,
+            scheduler=trajectory.scheduler,
+            text_encoder=trajectory.text_encoder,
+            trajectory_image_projector=trajectory.image_projector,
+            video_image_projector=video.image_projector,
+            name=self.config['name'],
+            sample_size=self.config['sample_size'],
+            num_frames=self.config['num_frames'],
+            trajectory_residual_scale=trajectory.config.residual_scale,
+            video_residual_scale=video.config.residual_scale,
+            **self.config['sampling'],
+        )
+        folder = self.folder / 'model'
+        pipeline.to(torch.float16).save_pretrained(folder)
+        return folder

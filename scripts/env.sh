@@ -1,0 +1,24 @@
+# shellcheck shell=bash disable=SC1091
+# The environment of this checkout, for bash. Source it after `make setup`:  . scripts/env.sh
+# Activates .venv, the ROS 2 that .venv was made for, and the install space of this package.
+
+_mask2iv_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+if [ ! -f "$_mask2iv_root/.venv/stamp" ] || [ ! -f "$_mask2iv_root/install/setup.bash" ]; then
+    echo "$_mask2iv_root is not set up yet: run 'make setup'." >&2
+    unset _mask2iv_root
+    return 1
+fi
+. "$_mask2iv_root/.venv/bin/activate"
+if [ -f "$_mask2iv_root/.venv/share/rclpy/package.xml" ]; then
+    # ROS 2 from wheels. Nothing of another ROS 2 that this shell may have sourced may come first, and the wheels do
+    # not set AMENT_PREFIX_PATH themselves. The last name is their mark of a process whose LD_LIBRARY_PATH is right.
+    unset PYTHONPATH COLCON_PREFIX_PATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
+    LD_LIBRARY_PATH=$(tr ':' '\n' <<<"${LD_LIBRARY_PATH:-}" | grep -v '^/opt/ros/' | paste -sd :)
+    export LD_LIBRARY_PATH AMENT_PREFIX_PATH=$VIRTUAL_ENV CMAKE_PREFIX_PATH=$VIRTUAL_ENV
+fi
+. "$_mask2iv_root/install/setup.bash"
+# The source tree before the install space: a new module is found before the next build.
+export PYTHONPATH=$_mask2iv_root:$PYTHONPATH
+export MUJOCO_GL=${MUJOCO_GL:-osmesa}
+export HF_HUB_OFFLINE=1
+unset _mask2iv_root

@@ -1,0 +1,142 @@
+"""Parts of the ROS tests: a node in another process, a peer to talk to it, a camera to show it things."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import rclpy
+from builtin_interfaces.msg import Time
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import SetParameters
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
+
+TEST_FOLDER = Path(__file__).parents[1]
+HEIGHT, WIDTH = 60, 80  #: of the scene
+
+
+class NodeProcess:
+    """A mask2iv node in a process of its own; its output is in `log`."""
+
+    def __init__(self, log: Path, parameters: dict, prefix: tuple[str, ...] = ()):
+        arguments = [f'{name}:={value}' for name, value in parameters.items()]
+        command = [sys.executable, '-m', 'mask2iv_ros.ros.node', '--ros-args']
+        for argument in arguments:
+            command += ['-p', argument]
+        self.log = log
+        with log.open('w') as output:
+            self.process = subprocess.Popen([*prefix, *command], stdout=output, stderr=subprocess.STDOUT)
+
+    def stop(self, number: int = signal.SIGINT) -> int:
+        """Send a signal and return the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        return self.process.returncode
+
+    def wait_for(self, text: str, timeout: float = 60.0):
+        """Return once the node has printed `text`."""
+        end = time.monotonic() + timeout
+        while text not in self.log.read_text():
+            assert time.monotonic() < end, f'{text!r} did not come:\n{self.log.read_text()}'
+            time.sleep(0.05)
+
+
+class Peer:
+    """A rclpy node of the test's own, spun by hand."""
+
+    def __init__(self, name: str):
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context, signal_handler_options=rclpy.SignalHandlerOptions.NO)
+        self.node = rclpy.create_node(name, context=self.context)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+
+    def spin_until(self, condition, timeout: float = 20.0):
+        end = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < end, 'the condition did not come true in time'
+            self.executor.spin_once(timeout_sec=0.1)
+
+    def call(self, kind, name: str, timeout: float = 60.0, **fields):
+        """Call a service and return its response."""
+        service = self.node.create_client(kind, name)
+        assert service.wait_for_service(20)
+        answer = service.call_async(kind.Request(**fields))
+        self.spin_until(answer.done, timeout)
+        self.node.destroy_client(service)
+        return answer.result()
+
+    def close(self):
+        self.executor.shutdown()
+        self.node.destroy_node()
+        self.context.try_shutdown()
+
+
+class Camera:
+    """Publishes what a test wants the node to see, on the node's input topics."""
+
+    def __init__(self, peer: Peer):
+        self.peer = peer
+        kinds = {'image': Image, 'object_mask': Image, 'actor_mask': Image, 'depth': Image}
+        self.publishers = {
+            name: peer.node.create_publisher(kind, name, qos_profile_sensor_data)
+            for name, kind in (kinds | {'camera_info': CameraInfo}).items()
+        }
+
+    def publish(self, age: float = 0.0, **messages):
+        """Publish messages, each stamped `age` seconds ago unless it has a stamp, and let them arrive."""
+        self.peer.spin_until(lambda: all(p.get_subscription_count() for p in self.publishers.values()))
+        for name, message in messages.items():
+            if message.header.stamp == Time():
+                message.header = Header(stamp=self.stamp(age), frame_id='camera_optical_frame')
+            self.publishers[name].publish(message)
+        time.sleep(0.3)
+
+    def stamp(self, age: float = 0.0) -> Time:
+        now = self.peer.node.get_clock().now().nanoseconds - round(age * 1e9)
+        return Time(sec=now // 10**9, nanosec=now % 10**9)
+
+
+def set_parameter(peer, name: str, **value) -> str:
+    """Set a parameter; returns the reason of a refusal, '' on success."""
+    types = {'bool': 'BOOL', 'integer': 'INTEGER', 'double': 'DOUBLE', 'string': 'STRING'}
+    ((kind, value),) = value.items()
+    content = ParameterValue(
+        type=getattr(ParameterType, f'PARAMETER_{types[kind]}'), **{f'{kind}_value': value}
+    )
+    answer = peer.call(
+        SetParameters, '/mask2iv/set_parameters', parameters=[Parameter(name=name, value=content)]
+    )
+    return '' if answer.results[0].successful else answer.results[0].reason
+
+
+@contextlib.contextmanager
+def separate_process(script: str, *arguments: str):
+    """Run Python source in another process that is killed, not asked, at the end."""
+    process = subprocess.Popen(
+        [sys.executable, '-c', script, *arguments],
+        env=package_env(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def package_env() -> dict[str, str]:
+    path = os.pathsep.join([str(TEST_FOLDER.parent), os.environ.get('PYTHONPATH', '')])
+    return {**os.environ, 'PYTHONPATH': path}

@@ -1,0 +1,292 @@
+"""Plans over service, action and topics; several callers, cancelling, and callers that vanish."""
+
+import time
+from concurrent.futures import wait
+
+import numpy as np
+import pytest
+from action_msgs.msg import GoalStatus
+from action_msgs.srv import CancelGoal
+from mask2iv_ros.msg import InteractionPlan, MaskTrajectory
+from nav_msgs.msg import Path
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from ros_harness import HEIGHT, WIDTH, separate_process
+from sensor_msgs.msg import CameraInfo, Image
+
+from mask2iv_ros.ros.client import InteractionClient, InteractionError
+from mask2iv_ros.ros.conversions import read_colour, write_image
+
+FRAMES = 8  # of the tiny model
+LONG = 1000  # steps; many seconds
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def node(start_node, tiny_model, client):
+    node = start_node(model=tiny_model, max_queue=2)
+    client.wait_until_ready()
+    return node
+
+
+def labels_of(plan: InteractionPlan) -> np.ndarray:
+    frames = plan.masks.frames
+    return np.stack([np.frombuffer(f.data, np.uint8).reshape(f.height, f.width) for f in frames])
+
+
+def test_the_service_answers_in_the_pixel_frame_of_the_image(client, scene, scene_messages):
+    image = scene_messages['image']
+    image.header.stamp.sec, image.header.frame_id = 1234, 'camera_optical_frame'
+    (plan,) = client.generate(**{**scene, 'image': image}, task='open the drawer')
+
+    assert plan.header == image.header == plan.masks.header
+    assert (plan.task, plan.model) == ('open the drawer', 'tiny')
+    assert plan.score_meaning
+    assert any(plan.id.uuid)
+    assert plan.masks.frame_period == pytest.approx(1 / 15)
+    assert len(plan.masks.frames) == len(plan.video) == FRAMES
+    assert {(f.width, f.height, f.encoding) for f in plan.masks.frames} == {(WIDTH, HEIGHT, 'mono8')}
+    assert {(f.width, f.height, f.encoding) for f in plan.video} == {(WIDTH, HEIGHT, 'rgb8')}
+    assert plan.video[3].header.stamp.nanosec == pytest.approx(3 / 15 * 1e9, abs=2)
+    assert plan.object_path.poses == []  # no depth
+
+    labels = labels_of(plan)
+    observed = np.where(
+        scene['actor_mask'], MaskTrajectory.ACTOR, scene['object_mask'] * MaskTrajectory.OBJECT
+    )
+    np.testing.assert_array_equal(labels[0], observed)
+    np.testing.assert_array_equal(read_colour(plan.video[0]), scene['image'])
+    times = plan.buffer_time, plan.preprocess_time, plan.trajectory_time, plan.video_time, plan.message_time
+    assert min(times) > 0
+    assert sum(times) < 30
+
+
+@pytest.mark.parametrize('size', [(37, 91), (301, 50)])
+def test_any_size_and_aspect_comes_back_as_it_was(client, size):
+    mask = np.zeros(size, np.uint8)
+    mask[5:30, 5:40] = 255
+    (plan,) = client.generate(image=np.zeros((*size, 3), np.uint8), object_mask=mask, task='push')
+    assert labels_of(plan).shape == (FRAMES, *size)
+    assert {(f.height, f.width) for f in plan.video} == {size}
+
+
+def test_the_same_seed_gives_the_same_plan_and_another_seed_another(client, scene):
+    def video(seed):
+        return [bytes(frame.data) for frame in client.generate(**scene, task='push', seed=seed)[0].video]
+
+    assert video(7) == video(7)
+    assert video(7) != video(8)
+
+
+def test_samples_have_following_seeds_and_come_best_first(client, scene):
+    plans = client.generate(**scene, task='push', num_samples=3, seed=40)
+    assert sorted(plan.seed for plan in plans) == [40, 41, 42]
+    assert [plan.score for plan in plans] == sorted((plan.score for plan in plans), reverse=True)
+    assert len({bytes(plan.id.uuid) for plan in plans}) == 3
+
+
+@pytest.mark.parametrize('goal', ['mask', 'pixel'])
+def test_a_goal_alone_is_enough(client, scene, goal):
+    goals = {'mask': {'goal_mask': np.roll(scene['object_mask'], 10)}, 'pixel': {'goal_pixel': (50.0, 40.0)}}
+    (plan,) = client.generate(**scene, **goals[goal])
+    assert plan.task == ''
+    assert len(plan.video) == FRAMES
+
+
+def test_trajectory_only_has_no_video(client, scene):
+    (plan,) = client.generate(**scene, task='push', trajectory_only=True)
+    assert len(plan.masks.frames) == FRAMES
+    assert plan.video == []
+    assert plan.video_time == 0
+
+
+def test_an_empty_request_takes_the_newest_messages_and_depth_gives_a_path(client, camera, scene_messages):
+    depth = np.full((HEIGHT, WIDTH), np.nan, np.float32)
+    depth[25:35, 35:45] = 0.8
+    k = [100.0, 0, 39.5, 0, 100.0, 29.5, 0, 0, 1]
+    calibration = CameraInfo(width=WIDTH, height=HEIGHT, k=k)
+    camera.publish(**scene_messages, depth=write_image(depth, '32FC1'), camera_info=calibration)
+    (plan,) = client.generate(task='push')
+
+    assert plan.header.frame_id == 'camera_optical_frame'
+    assert plan.header.stamp == scene_messages['image'].header.stamp
+    assert len(plan.object_path.poses) == FRAMES
+    first = plan.object_path.poses[0]
+    assert first.header == plan.header
+    assert first.pose.position.z == pytest.approx(0.8)
+    assert first.pose.position.x == pytest.approx(0, abs=0.01)  # the object is in the middle of the image
+    assert first.pose.orientation.w == 1.0
+
+
+def test_nan_depth_leaves_out_the_path_only(client, camera, scene_messages):
+    depth = write_image(np.full((HEIGHT, WIDTH), np.nan, np.float32), '32FC1')
+    calibration = CameraInfo(width=WIDTH, height=HEIGHT, k=[100.0, 0, 39.5, 0, 100.0, 29.5, 0, 0, 1])
+    camera.publish(**scene_messages, depth=depth, camera_info=calibration)
+    (plan,) = client.generate(task='push')
+    assert len(plan.video) == FRAMES
+    assert plan.object_path.poses == []
+
+
+def test_a_plan_is_published_and_played_once(client, peer, scene):
+    seen = {'overlay': [], 'video': [], 'plan': [], 'path': []}
+    for name, kind, topic, qos in (
+        ('overlay', Image, 'mask_overlay', 10),
+        ('video', Image, 'video', 10),
+        ('plan', InteractionPlan, 'plan', LATCHED),
+        ('path', Path, 'object_path', LATCHED),
+    ):
+        peer.node.create_subscription(kind, f'/mask2iv/{topic}', seen[name].append, qos)
+    peer.spin_until(lambda: seen['plan'])  # latched: that of an earlier test
+    for messages in seen.values():
+        messages.clear()
+
+    (plan,) = client.generate(**scene, task='push')
+    peer.spin_until(lambda: len(seen['video']) >= FRAMES and len(seen['overlay']) >= FRAMES)
+    end = time.monotonic() + 0.5
+    peer.spin_until(lambda: time.monotonic() > end)  # nothing more comes
+    assert len(seen['video']) == len(seen['overlay']) == FRAMES
+    assert [received.id for received in seen['plan']] == [plan.id]
+    assert len(seen['path']) == 1
+    assert [bytes(frame.data) for frame in seen['video']] == [bytes(frame.data) for frame in plan.video]
+    assert read_colour(seen['overlay'][0])[30, 40, 0] > scene['image'][30, 40, 0]  # the object is painted red
+
+
+def test_the_action_reports_every_step_and_gives_the_result(client, scene):
+    feedback = []
+    plans = client.generate_async(on_feedback=feedback.append, **scene, task='push', num_inference_steps=5)
+    assert len(plans.result(30)) == 1
+    steps = [(f.stage, f.step, f.num_steps) for f in feedback if f.step]
+    assert steps == [(stage, i, 5) for stage in ('trajectory', 'video') for i in range(1, 6)]
+    fractions = [f.fraction for f in feedback]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+    previews = [f.preview for f in feedback if f.preview]
+    assert len(previews) == 5
+    assert len(previews[0]) == FRAMES
+    # 60 x 80 letterboxed to 32 x 48: the preview is without the borders.
+    assert {(image.height, image.width) for image in previews[0]} == {(32, 43)}
+
+
+def test_a_running_goal_is_cancelled_between_two_steps(client, scene):
+    feedback = []
+    plans = client.generate_async(on_feedback=feedback.append, **scene, task='push', num_inference_steps=LONG)
+    _until(lambda: any(f.step for f in feedback))
+    start = time.monotonic()
+    client.cancel()
+    with pytest.raises(InteractionError, match='CANCELLED'):
+        plans.result(10)
+    assert time.monotonic() - start < 3
+    assert max(f.step for f in feedback) < LONG
+    assert client.generate(**scene, task='push')  # and the next request is answered
+
+
+def test_two_requests_at_once_are_both_answered_in_order(client, scene):
+    feedback = []
+    with InteractionClient() as other:
+        first = client.generate_async(**scene, task='first', num_inference_steps=30)
+        time.sleep(0.2)
+        second = other.generate_async(on_feedback=feedback.append, **scene, task='second')
+        wait([first, second], 60)
+    assert first.result()[0].task == 'first'
+    assert second.result()[0].task == 'second'
+    assert first.result()[0].queue_time < 0.1 < second.result()[0].queue_time
+    assert feedback[0].stage == 'queued'
+    assert feedback[0].queue_position == 1
+
+
+def test_a_full_queue_refuses_and_a_queued_goal_is_cancelled_at_once(client, scene):
+    clients = [client, *(InteractionClient() for _ in range(3))]
+    try:
+        running = client.generate_async(**scene, task='running', num_inference_steps=LONG)
+        time.sleep(0.3)
+        waiting = [c.generate_async(**scene, task='waiting') for c in clients[1:3]]
+        time.sleep(0.3)
+        with pytest.raises(InteractionError, match=r'QUEUE_FULL: 2 requests are waiting already.*at most 2'):
+            clients[3].generate(**scene, task='too much')
+        with pytest.raises(InteractionError, match='QUEUE_FULL'):
+            clients[3].generate_async(**scene, task='too much').result(10)
+
+        clients[1].cancel()
+        with pytest.raises(InteractionError, match='CANCELLED: cancelled by the client'):
+            waiting[0].result(1)  # long before the running one is done
+        assert not running.done()
+        accepted = clients[3].generate_async(**scene, task='fits now')
+        client.cancel()
+        assert accepted.result(30)
+        assert waiting[1].result(30)
+    finally:
+        for other in clients[1:]:
+            other.close()
+
+
+def test_the_node_answers_others_while_it_generates(client, peer, scene):
+    plans = client.generate_async(**scene, task='push', num_inference_steps=LONG)
+    time.sleep(0.5)
+    start = time.monotonic()
+    with InteractionClient() as other:
+        other.wait_until_ready()
+        with pytest.raises(InteractionError, match='EMPTY_MASK'):
+            other.generate(**{**scene, 'object_mask': scene['object_mask'] * 0}, task='push')
+    assert time.monotonic() - start < 3
+    client.cancel()
+    wait([plans], 10)
+
+
+CALL = """
+import sys
+import numpy as np
+from mask2iv_ros.ros.client import InteractionClient
+client = InteractionClient()
+client.wait_until_ready()
+mask = np.zeros((60, 80), np.uint8)
+mask[20:40, 30:50] = 1
+arguments = dict(image=np.zeros((60, 80, 3), np.uint8), object_mask=mask, task='push')
+steps = int(sys.argv[2])
+if sys.argv[1] == 'service':
+    print('called', flush=True)
+    plans = client.generate(**arguments, num_inference_steps=steps)
+else:
+    started = lambda feedback: print('called', flush=True)
+    plans = client.generate_async(on_feedback=started, **arguments, num_inference_steps=steps).result()
+print('plans', len(plans), flush=True)
+"""
+
+
+@pytest.mark.parametrize(('door', 'steps'), [('service', 100), ('action', LONG)])
+def test_a_killed_client_is_answered_after_its_restart(peer, door, steps):
+    with separate_process(CALL, door, str(steps)) as process:
+        assert process.stdout.readline() == 'called\n'
+        time.sleep(0.5)  # in the middle of the request
+    if door == 'action':  # the goal of a dead client can be cancelled by anybody: all zero means all goals
+        answer = peer.call(CancelGoal, '/mask2iv/generate_interaction/_action/cancel_goal')
+        assert answer.return_code == CancelGoal.Response.ERROR_NONE
+        assert len(answer.goals_canceling) == 1
+    with separate_process(CALL, door, '2') as process:
+        assert process.stdout.readlines()[-1] == 'plans 1\n'
+
+
+def test_goal_states_follow_the_action_protocol(client, scene):
+    client.generate_async(**scene, task='push').result(30)
+    assert _status(client) == GoalStatus.STATUS_SUCCEEDED
+    refused = client.generate_async(**scene)
+    with pytest.raises(InteractionError, match='NO_TASK_OR_GOAL'):
+        refused.result(10)
+    assert _status(client) == GoalStatus.STATUS_ABORTED
+    cancelled = client.generate_async(**scene, task='push', num_inference_steps=LONG)
+    time.sleep(0.3)
+    client.cancel()
+    with pytest.raises(InteractionError, match='CANCELLED'):
+        cancelled.result(10)
+    assert _status(client) == GoalStatus.STATUS_CANCELED
+
+
+def _status(client) -> int:
+    result = client._accepting.result().get_result_async()
+    _until(result.done)
+    return result.result().status
+
+
+def _until(condition, timeout: float = 20.0):
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)

@@ -1,0 +1,214 @@
+"""The lifecycle, from a missing model to a clean end; diagnostics say what the node is up to."""
+
+import json
+import shutil
+import signal
+import threading
+import time
+
+import pytest
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from mask2iv_ros.srv import GenerateInteraction
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from ros_harness import set_parameter
+from sensor_msgs.msg import Image
+
+from mask2iv_ros.ros.client import InteractionClient, InteractionError, make_request
+
+LONG = 1000  # denoising steps
+
+
+@pytest.fixture(scope='module')
+def node(start_node):
+    """Not started automatically, and without a model at first."""
+    node = start_node(
+        autostart='false',
+        model='/no/such/model',
+        **{'qos_overrides./image.subscription.reliability': 'reliable'},
+    )
+    return node
+
+
+def change(peer, transition: str) -> bool:
+    identifier = getattr(Transition, f'TRANSITION_{transition.upper()}')
+    return peer.call(ChangeState, '/mask2iv/change_state', transition=Transition(id=identifier)).success
+
+
+def state(peer) -> int:
+    return peer.call(GetState, '/mask2iv/get_state').current_state.id
+
+
+def generate(peer, **fields) -> GenerateInteraction.Response:
+    return peer.call(GenerateInteraction, '/mask2iv/generate_interaction', request=make_request(**fields))
+
+
+def diagnosis(peer) -> DiagnosticStatus:
+    """The next diagnostic status of the node."""
+    seen = []
+    subscription = peer.node.create_subscription(DiagnosticArray, '/diagnostics', seen.append, 10)
+    peer.spin_until(lambda: seen)
+    peer.node.destroy_subscription(subscription)
+    return seen[0].status[0]
+
+
+def values(status: DiagnosticStatus) -> dict[str, str]:
+    return {pair.key: pair.value for pair in status.values}
+
+
+def test_an_unconfigured_node_refuses_and_says_so(node, peer, scene):
+    assert state(peer) == State.PRIMARY_STATE_UNCONFIGURED
+    answer = generate(peer, **scene, task='push')
+    assert answer.error_code == GenerateInteraction.Response.NOT_ACTIVE
+    assert 'unconfigured' in answer.error_msg
+    assert diagnosis(peer).level == DiagnosticStatus.WARN
+
+
+def test_a_transition_that_is_not_allowed_is_answered(node, peer):
+    assert not change(peer, 'activate')
+    assert state(peer) == State.PRIMARY_STATE_UNCONFIGURED
+
+
+def test_a_missing_model_fails_configure_with_a_reason(node, peer):
+    assert not change(peer, 'configure')
+    assert state(peer) == State.PRIMARY_STATE_UNCONFIGURED
+    log = node.log.read_text()
+    assert '/no/such/model has no model_index.json' in log
+    assert 'Set the parameters model and device' in log
+    status = diagnosis(peer)
+    assert status.level == DiagnosticStatus.ERROR
+    assert '/no/such/model' in status.message
+
+
+def test_corrupt_weights_fail_configure_with_a_reason(node, peer, tiny_model, tmp_path):
+    corrupt = tmp_path / 'corrupt'
+    shutil.copytree(tiny_model, corrupt)
+    weights = corrupt / 'video_unet/diffusion_pytorch_model.safetensors'
+    weights.write_bytes(weights.read_bytes()[:5000])
+    assert set_parameter(peer, 'model', string=str(corrupt)) == ''
+    assert not change(peer, 'configure')
+    assert state(peer) == State.PRIMARY_STATE_UNCONFIGURED
+    assert f'Cannot load the model {corrupt}' in node.log.read_text()
+
+
+def test_a_device_that_is_not_there_fails_configure(node, peer, tiny_model):
+    assert set_parameter(peer, 'model', string=str(tiny_model)) == ''
+    assert set_parameter(peer, 'device', string='cuda:77') == ''
+    assert not change(peer, 'configure')
+    assert 'cuda:77' in node.log.read_text()
+    assert set_parameter(peer, 'device', string='cpu') == ''
+
+
+def test_with_the_right_parameters_the_same_node_comes_up(node, peer, scene):
+    assert change(peer, 'configure')
+    assert state(peer) == State.PRIMARY_STATE_INACTIVE
+    answer = generate(peer, **scene, task='push')
+    assert answer.error_code == GenerateInteraction.Response.NOT_ACTIVE
+    assert 'inactive' in answer.error_msg
+    assert change(peer, 'activate')
+    assert generate(peer, **scene, task='push').error_code == GenerateInteraction.Response.NONE
+
+    status = diagnosis(peer)
+    assert (status.level, status.message) == (DiagnosticStatus.OK, 'active')
+    assert values(status)['model'] == 'tiny'
+    assert values(status)['device'] == status.hardware_id == 'cpu'
+    assert values(status)['last request'] != 'none'
+
+
+def test_incompatible_qos_is_reported(node, peer):
+    # The node was told to ask for reliable images; a best-effort camera would then be silence.
+    best_effort = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+    publisher = peer.node.create_publisher(Image, 'image', best_effort)
+    node.wait_for('qos_overrides./image.subscription.reliability')
+    assert 'incompatible QoS on image' in diagnosis(peer).message
+    peer.node.destroy_publisher(publisher)
+
+
+def test_deactivation_cancels_requests(node, peer, scene):
+    with InteractionClient() as client:
+        plans = client.generate_async(**scene, task='push', num_inference_steps=LONG)
+        waiting = client.generate_async(**scene, task='push')
+        time.sleep(0.5)
+        assert values(diagnosis(peer))['requests running or waiting'] == '2'
+        assert change(peer, 'deactivate')
+        for future in (plans, waiting):
+            with pytest.raises(InteractionError, match='CANCELLED: the node was deactivated'):
+                future.result(10)
+    assert state(peer) == State.PRIMARY_STATE_INACTIVE
+
+
+def test_cleanup_and_another_round(node, peer, scene):
+    assert change(peer, 'cleanup')
+    assert state(peer) == State.PRIMARY_STATE_UNCONFIGURED
+    assert values(diagnosis(peer))['model'] == ''
+    assert change(peer, 'configure')
+    assert change(peer, 'activate')
+    assert generate(peer, **scene, task='push').error_code == GenerateInteraction.Response.NONE
+
+
+def test_a_model_that_fails_while_it_generates_is_named(node, peer, tiny_model, tmp_path, scene):
+    broken = tmp_path / 'broken'
+    shutil.copytree(tiny_model, broken)
+    config = broken / 'scheduler/scheduler_config.json'
+    config.write_text(json.dumps(json.loads(config.read_text()) | {'num_train_timesteps': 3}))
+    assert change(peer, 'deactivate')
+    assert change(peer, 'cleanup')
+    assert set_parameter(peer, 'model', string=str(broken)) == ''
+    assert change(peer, 'configure')
+    assert change(peer, 'activate')
+    answer = generate(peer, **scene, task='push', num_inference_steps=10)
+    assert answer.error_code == GenerateInteraction.Response.GENERATION_FAILED
+    assert 'num_inference_steps' in answer.error_msg
+    assert generate(peer, **scene, task='push').error_code == GenerateInteraction.Response.NONE
+
+
+def test_a_request_that_nobody_waits_for_is_dropped(node, peer, scene):
+    # A client that leaves is known at once; one that is killed, after DDS's 20 seconds.
+    with InteractionClient() as leaver:
+        leaver.generate_async(**scene, task='push', num_inference_steps=3)
+        time.sleep(0.5)
+    node.wait_for('no client is waiting for the result', timeout=10)
+
+
+def test_sigterm_answers_the_last_request_and_ends_cleanly(node, peer, scene):
+    answers = []
+    with InteractionClient() as client:
+
+        def ask():
+            with pytest.raises(InteractionError) as refusal:
+                client.generate(**scene, task='push', num_inference_steps=3, num_samples=8, timeout=30)
+            answers.append(str(refusal.value))
+
+        caller = threading.Thread(target=ask)
+        caller.start()
+        time.sleep(0.3)
+        assert node.stop(signal.SIGTERM) == 0
+        caller.join(10)
+    assert answers == ['CANCELLED: the node is shutting down']
+    log = node.log.read_text()
+    assert 'finalized' in log
+    assert 'Traceback' not in log.split('finalized')[1]
+
+
+def test_autostart_with_a_missing_model_stays_alive_and_sigint_ends_it(start_node, peer):
+    node = start_node(model='/no/such/model')
+    node.wait_for('Set the parameters model and device')
+    assert state(peer) == State.PRIMARY_STATE_UNCONFIGURED
+    assert node.stop(signal.SIGINT) == 0
+    assert 'Traceback' not in node.log.read_text()
+
+
+def test_sigint_while_the_model_loads_ends_cleanly(start_node, tiny_model):
+    node = start_node(model=tiny_model)
+    time.sleep(2.0)
+    assert node.stop(signal.SIGINT) == 0
+    assert 'Traceback' not in node.log.read_text()
+
+
+def test_a_wrong_start_parameter_ends_the_node_with_a_reason(start_node):
+    node = start_node(max_queue=-3)
+    assert node.process.wait(20) == 2
+    log = node.log.read_text()
+    assert 'max_queue' in log
+    assert 'Traceback' not in log

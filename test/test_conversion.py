@@ -1,0 +1,235 @@
+"""What mask2iv_ros/models/conversion.py promises."""
+
+import json
+import pickle
+
+import pytest
+import reference
+import torch
+from safetensors.torch import save_file
+
+from mask2iv_ros.models.conversion import (
+    convert_checkpoint,
+    convert_ldm_resampler,
+    convert_ldm_unet,
+    infer_resampler_config,
+    infer_unet_config,
+    ldm_resampler_keys,
+    to_ldm_resampler,
+    to_ldm_unet,
+    unet_config_from_ldm,
+)
+from mask2iv_ros.models.resampler import Resampler
+from mask2iv_ros.models.unet import DynamiCrafterUNet
+
+
+def checkpoint() -> dict[str, torch.Tensor]:
+    """Return a whole tiny checkpoint in the public layout."""
+    return {
+        **{f'model.diffusion_model.{key}': value for key, value in reference.ldm_weights('unet').items()},
+        **{f'image_proj_model.{key}': value for key, value in reference.ldm_weights('resampler').items()},
+        'first_stage_model.encoder.conv_in.weight': torch.zeros(2),
+        'cond_stage_model.model.ln_final.weight': torch.zeros(2),
+        'embedder.model.visual.proj': torch.zeros(2),
+        'scale_arr': torch.zeros(1000),
+    }
+
+
+def meta_weights(part: str) -> dict[str, torch.Tensor]:
+    shapes = reference.full_size()[part]
+    return {key: torch.empty(shape, device='meta') for key, shape in shapes.items()}
+
+
+def shapes_of(weights) -> dict[str, list[int]]:
+    return {key: list(value.shape) for key, value in weights.items()}
+
+
+@pytest.mark.parametrize('in_channels', [8, 12])
+def test_full_size_unet_has_the_public_keys_and_shapes(in_channels):
+    config = unet_config_from_ldm(reference.full_size()['unet_config'] | {'in_channels': in_channels})
+    with torch.device('meta'):
+        unet = DynamiCrafterUNet(**config)
+    expected = dict(reference.full_size()['model.diffusion_model'])
+    expected['input_blocks.0.0.weight'] = [320, in_channels, 3, 3]
+    assert shapes_of(to_ldm_unet(unet.state_dict(), config)) == expected
+    parameters = sum(parameter.numel() for parameter in unet.parameters())
+    assert parameters == 1_438_866_500 - (12 - in_channels) * 320 * 9
+
+
+def test_full_size_unet_is_the_default():
+    config = unet_config_from_ldm(reference.full_size()['unet_config'])
+    with torch.device('meta'):
+        default = DynamiCrafterUNet().config
+    assert {key: config[key] for key in config} == {
+        key: list(default[key]) if isinstance(default[key], tuple) else default[key] for key in config
+    }
+
+
+def test_full_size_resampler_has_the_public_keys_and_shapes():
+    with torch.device('meta'):
+        resampler = Resampler()
+    assert (
+        shapes_of(to_ldm_resampler(resampler.state_dict(), {})) == reference.full_size()['image_proj_model']
+    )
+    assert sum(parameter.numel() for parameter in resampler.parameters()) == 48_787_456
+
+
+def test_conversion_is_bijective():
+    unet, resampler = reference.ldm_weights('unet'), reference.ldm_weights('resampler')
+    unet_config, resampler_config = reference.unet_config(), reference.resampler_config()
+    unet_back = to_ldm_unet(convert_ldm_unet(unet, unet_config), unet_config)
+    resampler_back = to_ldm_resampler(convert_ldm_resampler(resampler, resampler_config), resampler_config)
+    for there, back in ((unet, unet_back), (resampler, resampler_back)):
+        assert there.keys() == back.keys()
+        assert all(torch.equal(value, back[key]) for key, value in there.items())
+
+
+def test_config_is_inferred_from_shapes():
+    expected = reference.unet_config()
+    not_in_shapes = {'dropout', 'default_fps'}
+    assert infer_unet_config(reference.ldm_weights('unet')) == {
+        key: value for key, value in expected.items() if key not in not_in_shapes
+    }
+    full = unet_config_from_ldm(reference.full_size()['unet_config'])
+    inferred = infer_unet_config(meta_weights('model.diffusion_model'))
+    assert inferred == {key: value for key, value in full.items() if key not in not_in_shapes}
+    with torch.device('meta'):
+        default = Resampler().config
+    assert infer_resampler_config(meta_weights('image_proj_model')).items() <= default.items()
+
+
+@pytest.mark.parametrize(
+    'config',
+    [
+        {'temporal_conv': False},
+        {'temporal_attention': False},
+        {'temporal_transformer_in': False, 'attention_head_dim': 64, 'block_out_channels': [64, 128]},
+        {'image_cross_attention': False, 'fps_condition': False},
+        {'attention_resolutions': [2], 'layers_per_block': 2, 'transformer_layers_per_block': 2},
+        {'block_out_channels': [32]},
+    ],
+)
+def test_every_architecture_converts_there_and_back(config):
+    config = reference.unet_config() | config
+    with torch.device('meta'):
+        weights = DynamiCrafterUNet(**config).state_dict()
+    ldm = to_ldm_unet(weights, config)
+    assert len(ldm) == len(weights)
+    inferred = infer_unet_config(ldm)
+    if config['block_out_channels'] == [32]:
+        inferred['attention_resolutions'] = config['attention_resolutions']  # [1] is the same
+    assert inferred.items() <= config.items()
+    assert shapes_of(convert_ldm_unet(ldm, inferred)) == shapes_of(weights)
+
+
+def test_unsupported_public_option_is_named():
+    params = reference.full_size()['unet_config'] | {'use_relative_position': True}
+    with pytest.raises(ValueError, match='use_relative_position=True is not supported'):
+        unet_config_from_ldm(params)
+
+
+def save_lightning(path):
+    torch.save({'state_dict': checkpoint(), 'epoch': 3}, path)
+
+
+def save_deepspeed(path):
+    torch.save({'module': {f'_forward_module.{key}': value for key, value in checkpoint().items()}}, path)
+
+
+def save_old_format(path):
+    torch.save(checkpoint(), path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize(
+    ('name', 'save'),
+    [
+        ('model.ckpt', save_lightning),
+        ('deepspeed.pt', save_deepspeed),
+        ('old.ckpt', save_old_format),
+        ('model.safetensors', lambda path: save_file(checkpoint(), path)),
+    ],
+)
+def test_checkpoint_becomes_loadable_folders_and_a_complete_report(tmp_path, name, save):
+    save(tmp_path / name)
+    out = tmp_path / 'out'
+    report = convert_checkpoint(tmp_path / name, out, resampler_config=reference.resampler_config())
+
+    unet = DynamiCrafterUNet.from_pretrained(out / 'unet')
+    resampler = Resampler.from_pretrained(out / 'image_projector')
+    with torch.no_grad():
+        tokens = resampler(reference.tensors()['image_features'])
+        output = unet(**(reference.unet_inputs() | {'image_hidden_states': tokens})).sample
+    torch.testing.assert_close(output, reference.tensors()['unet_output'], atol=1e-4, rtol=0)
+
+    assert report == json.loads((out / 'report.json').read_text())
+    assert sorted([*report['used'], *report['not_converted_yet'], *report['unused']]) == sorted(checkpoint())
+    assert report['used']['image_proj_model.latents'] == 'image_projector/queries'
+    assert report['unused'] == ['scale_arr']
+    assert len(report['not_converted_yet']) == 3
+    assert report['missing'] == []
+
+
+def test_missing_weight_is_named_and_nothing_is_saved(tmp_path):
+    weights = checkpoint()
+    del weights['model.diffusion_model.out.0.bias']
+    save_file(weights, tmp_path / 'model.safetensors')
+    with pytest.raises(
+        ValueError, match=r'1 weights are missing, first model\.diffusion_model\.out\.0\.bias'
+    ):
+        convert_checkpoint(
+            tmp_path / 'model.safetensors', tmp_path / 'out', resampler_config=reference.resampler_config()
+        )
+    report = json.loads((tmp_path / 'out' / 'report.json').read_text())
+    assert report['missing'] == ['model.diffusion_model.out.0.bias']
+    assert [path.name for path in (tmp_path / 'out').iterdir()] == ['report.json']
+
+
+def test_checkpoint_of_something_else_is_refused(tmp_path):
+    save_file({'head.weight': torch.zeros(3)}, tmp_path / 'other.safetensors')
+    with pytest.raises(ValueError, match=r'other\.safetensors: 2 weights are missing, first model\.diff'):
+        convert_checkpoint(tmp_path / 'other.safetensors', tmp_path / 'out')
+
+
+def test_wrong_config_is_refused(tmp_path):
+    save_file(checkpoint(), tmp_path / 'model.safetensors')
+    config = reference.resampler_config() | {'hidden_dim': 64}
+    with pytest.raises(ValueError, match=r'model\.safetensors: the weights do not fit the config'):
+        convert_checkpoint(tmp_path / 'model.safetensors', tmp_path / 'out', resampler_config=config)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'nothing\.ckpt'):
+        convert_checkpoint(tmp_path / 'nothing.ckpt', tmp_path / 'out')
+
+
+@pytest.mark.parametrize('name', ['broken.ckpt', 'broken.safetensors'])
+@pytest.mark.parametrize('size', [0, 20, 5000])
+def test_damaged_file_is_named(tmp_path, name, size):
+    whole = tmp_path / f'whole.{name}'
+    if name.endswith('.ckpt'):
+        save_lightning(whole)
+    else:
+        save_file(checkpoint(), whole)
+    (tmp_path / name).write_bytes(whole.read_bytes()[:size])
+    with pytest.raises(ValueError, match=name):
+        convert_checkpoint(tmp_path / name, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+class Dangerous:
+    def __reduce__(self):
+        return print, ('this code must not run',)
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path, capsys):
+    (tmp_path / 'model.ckpt').write_bytes(pickle.dumps({'state_dict': Dangerous()}))
+    with pytest.raises(ValueError, match=r'model\.ckpt'):
+        convert_checkpoint(tmp_path / 'model.ckpt', tmp_path / 'out')
+    assert 'must not run' not in capsys.readouterr().out
+
+
+def test_resampler_keys_have_the_public_names():
+    keys = ldm_resampler_keys({'num_layers': 1})
+    assert keys['queries'] == 'latents'
+    assert keys['layers.0.attn.to_kv.weight'] == 'layers.0.0.to_kv.weight'
+    assert keys['layers.0.ff.3.weight'] == 'layers.0.1.3.weight'
