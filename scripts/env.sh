@@ -13,10 +13,11 @@ if [ -f "$_mask2iv_root/.venv/share/rclpy/package.xml" ]; then
     # ROS 2 from wheels. Nothing of another ROS 2 that this shell may have sourced may come first, and the wheels do
     # not set AMENT_PREFIX_PATH themselves. The last name is their mark of a process whose LD_LIBRARY_PATH is right.
     unset PYTHONPATH COLCON_PREFIX_PATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
+    export AMENT_PREFIX_PATH=$VIRTUAL_ENV CMAKE_PREFIX_PATH=$VIRTUAL_ENV
     LD_LIBRARY_PATH=$(tr ':' '\n' <<<"${LD_LIBRARY_PATH:-}" | grep -v '^/opt/ros/' | paste -sd :)
-    export LD_LIBRARY_PATH AMENT_PREFIX_PATH=$VIRTUAL_ENV CMAKE_PREFIX_PATH=$VIRTUAL_ENV
 fi
 . "$_mask2iv_root/install/setup.bash"
+export LD_LIBRARY_PATH=${LD_LIBRARY_PATH%:} # colcon may leave an empty entry, which means the working directory
 # The source tree before the install space: a new module is found before the next build.
 export PYTHONPATH=$_mask2iv_root:$PYTHONPATH
 export MUJOCO_GL=${MUJOCO_GL:-osmesa}

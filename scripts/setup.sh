@@ -195,7 +195,7 @@ colcon_build() (
     if [ -z "$ros" ]; then export AMENT_PREFIX_PATH=$venv CMAKE_PREFIX_PATH=$venv; fi
     # Else colcon adds -l, with which make waits for other programs' load to fall.
     export MAKEFLAGS=-j$(nproc)
-    colcon build --symlink-install --cmake-args "-DPython3_EXECUTABLE=$venv/bin/python" -DBUILD_TESTING=OFF
+    colcon build --symlink-install --event-handlers console_direct+ --cmake-args "-DPython3_EXECUTABLE=$venv/bin/python" -DBUILD_TESTING=OFF
 )
 
 build() {

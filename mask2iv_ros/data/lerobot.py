@@ -316,13 +316,11 @@ class LeRobotClipWriter:
         except BaseException as error:
             full = self._staging.exists() and shutil.disk_usage(self._staging).free < 1 << 16
             self._discard()
-            if isinstance(error, IncompatibleDataset):
+            if not isinstance(error, Exception) or isinstance(error, IncompatibleDataset):
                 raise
-            # PyAV and LeRobot's encoder threads wrap what the system said in exceptions of their own.
-            if isinstance(error, Exception) and (full or os.strerror(errno.ENOSPC) in str(error)):
-                raise OSError(errno.ENOSPC, f'disk full; what was committed stays: {error}') from error
-            if isinstance(error, RuntimeError):
-                raise OSError(errno.EIO, f'writing failed; what was committed stays: {error}') from error
+            code = errno.ENOSPC if full else _system_error(error)
+            if code:
+                raise OSError(code, f'{os.strerror(code)} (what was committed stays): {error}') from error
             raise
 
     def _discard(self):
@@ -334,6 +332,17 @@ class LeRobotClipWriter:
             )
             self._dataset = None
         shutil.rmtree(self._staging, ignore_errors=True)
+
+
+def _system_error(error: BaseException | None) -> int | None:
+    """The errno behind an exception: PyAV, datasets and LeRobot's encoder threads wrap it in their own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        if found := re.search(r'\[Errno (\d+)\]', str(error)):
+            return int(found[1])
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def load_metadata(root: str | Path):

@@ -209,7 +209,7 @@ def record_clip(
     The frames are spread evenly from the first state to some steps after success. `states` (T, 4) are the
     hand position (metres, world) and the gripper opening; `actions` (T, 4) are the hand position commanded at
     the end of the way to the next frame (metres, world) and the gripper effort in [-1, 1].
-    `source['success']` tells whether the expert solved the task, `source['frame_times']` the simulated seconds.
+    `source` tells whether the expert solved the task ('success') and the simulated seconds ('frame_times').
 
     Raises:
         ValueError: `task` is not in `TASKS`.

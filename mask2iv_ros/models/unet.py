@@ -118,8 +118,8 @@ class DynamiCrafterAttention(nn.Module, AttentionModuleMixin):
         return self.processor(self, hidden_states, encoder_hidden_states, image_hidden_states)
 
 
-# Spatial and temporal blocks are two classes because torch.compile counts recompilations a forward function, and
-# the channel widths of one kind alone need half of those that it allows.
+# Spatial and temporal blocks are two classes because torch.compile limits the recompilations of one forward
+# function, and the channel widths of both kinds together would exceed the limit.
 class SpatialTransformerBlock(nn.Module):
     """Self-attention, then attention to text and image tokens, then a gated MLP."""
 

@@ -138,11 +138,14 @@ class ModelWorker:
 
     def _load(self, model: str, device: str):
         import torch
+        from diffusers.utils import logging
 
         import mask2iv_ros.planning.generate  # noqa: F401 - its imports take seconds; not at the first request
         from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
         from mask2iv_ros.weights import default_model_path
 
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
         path = Path(model).expanduser() if model else default_model_path()
         if not (path / 'model_index.json').is_file():  # diffusers would look for a repository of that name
             raise FileNotFoundError(f'{path} has no model_index.json: not the folder of a diffusers pipeline')
@@ -204,7 +207,7 @@ class ModelWorker:
             message.queue_time = started - job.submitted
             message.preprocess_time = plan.timings['preprocess']
             message.trajectory_time = plan.timings['trajectory']
-            message.video_time = plan.timings['video']
+            message.video_time = 0.0 if plan.frames is None else plan.timings['video']
             message.message_time = plan.timings['postprocess'] + done - message_start
         return Outcome(plans=list(zip(plans, messages, strict=True)), seconds=done - started)
 

@@ -8,6 +8,7 @@ broke actions under it. torch is imported by the model thread while it loads, so
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
@@ -493,7 +494,8 @@ def main(args: list[str] | None = None) -> int:
     while not stop.is_set():
         spin_some()
     if rclpy.ok():
-        node.trigger_shutdown()
+        with contextlib.suppress(rclpy_implementation.RCLError):  # finalized already
+            node.trigger_shutdown()
         patience = time.monotonic() + SHUTDOWN_PATIENCE
         while node.has_open_requests and time.monotonic() < patience:
             spin_some()

@@ -95,7 +95,7 @@ def build_arrays(
 
 def images_to_tensor(images: np.ndarray) -> torch.Tensor:
     """(..., H, W, 3) uint8 -> (..., 3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).movedim(-1, -3).float() / 127.5 - 1
+    return torch.from_numpy(np.array(images)).movedim(-1, -3).float() / 127.5 - 1
 
 
 def damage_labels(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -14,6 +14,9 @@ from mask2iv_ros.models.autoencoder import PatchAutoencoderKL
 from mask2iv_ros.training.arrays import ClipArrays, images_to_tensor
 from mask2iv_ros.training.trainer import Schedule, Trainer
 
+#: Loss weight of a pixel by its label: background, object, actor, part.
+LABEL_WEIGHTS = np.array([1, 8, 2, 8], dtype=np.float32)
+
 
 def train_autoencoder(
     arrays: ClipArrays,
@@ -27,33 +30,37 @@ def train_autoencoder(
 ) -> bool:
     """Train a `PatchAutoencoderKL` into `folder/vae`; half of every batch are frames, half colour masks.
 
-    The loss is L1 on pixels plus L1 on pixel differences (edges), plus a light KL term. The exported VAE's
-    `scaling_factor` makes its latents unit variance. Returns True when the schedule is complete.
+    The loss is absolute plus squared error of pixels, weighted by `LABEL_WEIGHTS` because an object of some
+    pixels is otherwise cheapest left out, plus L1 on pixel differences (edges), plus a light KL term. The
+    exported VAE's `scaling_factor` makes its latents unit variance. Returns True when the schedule is done.
     """
     torch.manual_seed(seed)
     trainer = Trainer(PatchAutoencoderKL(**model_config), folder, schedule, seed)
 
-    def batch(generator: torch.Generator) -> torch.Tensor:
+    def batch(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         clip = torch.randint(len(arrays), (batch_size,), generator=generator).tolist()
         frame = torch.randint(arrays.frames.shape[1], (batch_size,), generator=generator).tolist()
-        half = batch_size // 2
-        images = [arrays.frames[c, t] for c, t in zip(clip[:half], frame[:half], strict=True)]
-        images += [labels_to_rgb(arrays.labels[c, t]) for c, t in zip(clip[half:], frame[half:], strict=True)]
-        return images_to_tensor(np.stack(images)).to(trainer.device)
+        labels = np.stack([arrays.labels[c, t] for c, t in zip(clip, frame, strict=True)])
+        images = labels_to_rgb(labels)
+        for i in range(batch_size // 2):
+            images[i] = arrays.frames[clip[i], frame[i]]
+        weights = torch.from_numpy(LABEL_WEIGHTS[labels])[:, None]
+        return images_to_tensor(images).to(trainer.device), weights.to(trainer.device)
 
     def loss_at(generator: torch.Generator) -> dict[str, torch.Tensor]:
-        images = batch(generator)
+        images, weights = batch(generator)
         vae = trainer.accelerator.unwrap_model(trainer.model)
         posterior = vae.encode(images).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(trainer.device)
         decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float()
-        pixels = F.l1_loss(decoded, images)
+        error = decoded - images
+        pixels = (weights * (error.abs() + error.square())).mean()
         edges = sum(F.l1_loss(decoded.diff(dim=d), images.diff(dim=d)) for d in (-1, -2))
         kl = posterior.kl().float().mean() / posterior.mean[0].numel()
-        return {'loss': pixels + edges + kl_weight * kl, 'l1': pixels, 'kl': kl}
+        return {'loss': pixels + edges + kl_weight * kl, 'pixels': pixels, 'kl': kl}
 
     def sample(step: int) -> None:
-        images = batch(trainer.generator(10**9))
+        images, _ = batch(trainer.generator(10**9))
         with trainer.accelerator.autocast():
             vae = trainer.accelerator.unwrap_model(trainer.model)
             decoded = vae.decode(vae.encode(images).latent_dist.mode()).sample.float()
@@ -65,7 +72,7 @@ def train_autoencoder(
     vae = trainer.averaged_model().eval()
     with torch.no_grad():
         latents = torch.cat(
-            [vae.encode(batch(trainer.generator(10**9 + i))).latent_dist.mode() for i in range(8)]
+            [vae.encode(batch(trainer.generator(10**9 + i))[0]).latent_dist.mode() for i in range(8)]
         )
     vae.register_to_config(scaling_factor=1 / latents.std().item())
     vae.save_pretrained(folder / 'vae')

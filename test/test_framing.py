@@ -1,0 +1,58 @@
+"""Fitting images into the model's frame and back."""
+
+import numpy as np
+import pytest
+
+from mask2iv_ros.framing import Framing, resize_labels
+
+SOURCES = [(480, 640), (720, 1280), (64, 64), (100, 37), (128, 160), (1, 1), (33, 2000)]
+
+
+@pytest.mark.parametrize('source', SOURCES)
+def test_round_trip_keeps_size_and_place(source):
+    framing = Framing(source, (128, 160))
+    labels = np.zeros((2, *source), np.uint8)
+    top, left = source[0] // 4, source[1] // 4
+    labels[:, top : top + max(1, source[0] // 2), left : left + max(1, source[1] // 2)] = 1
+    fitted = framing.fit_labels(labels)
+    assert fitted.shape == (2, 128, 160)
+    restored = framing.restore_labels(fitted)
+    assert restored.shape == labels.shape
+    if min(framing.inner) > 60:
+        overlap = ((restored == 1) & (labels == 1)).sum() / ((restored == 1) | (labels == 1)).sum()
+        assert overlap > 0.95
+
+
+@pytest.mark.parametrize('source', SOURCES)
+def test_frames_keep_aspect_and_fill_the_rest_with_their_edges(source):
+    framing = Framing(source, (128, 160))
+    frames = np.full((3, *source, 3), (10, 200, 90), np.uint8)
+    fitted = framing.fit_frames(frames)
+    assert fitted.shape == (3, 128, 160, 3)
+    assert (fitted == (10, 200, 90)).all()
+    np.testing.assert_array_equal(framing.restore_frames(fitted), frames)
+
+
+def test_a_frame_of_the_model_size_is_untouched():
+    frames = np.random.default_rng(0).integers(0, 255, (1, 128, 160, 3), dtype=np.uint8)
+    framing = Framing((128, 160), (128, 160))
+    np.testing.assert_array_equal(framing.fit_frames(frames), frames)
+    np.testing.assert_array_equal(framing.restore_frames(frames), frames)
+
+
+def test_padding_is_background():
+    labels = np.full((1, 480, 640), 2, np.uint8)
+    fitted = Framing((480, 640), (128, 160)).fit_labels(labels)
+    assert (fitted[0, :4] == 0).all()
+    assert (fitted[0, -4:] == 0).all()
+    assert (fitted[0, 4:-4] == 2).all()
+
+
+def test_resized_labels_stay_label_ids():
+    labels = np.random.default_rng(0).integers(0, 4, (50, 70), dtype=np.uint8)
+    assert set(np.unique(resize_labels(labels, (113, 31)))) <= {0, 1, 2, 3}
+
+
+def test_an_image_of_another_size_is_refused():
+    with pytest.raises(ValueError, match=r'expected images of \(10, 20\)'):
+        Framing((10, 20), (128, 160)).fit_labels(np.zeros((1, 20, 10), np.uint8))

@@ -1,0 +1,169 @@
+"""Requests in image pixels to plans in the same pixels, and their lift to 3-D."""
+
+import numpy as np
+import pytest
+from tiny_model import build_tiny_pipeline
+
+from mask2iv_ros import labels as lb
+from mask2iv_ros.planning.generate import (
+    Cancelled,
+    GenerationRequest,
+    InvalidRequest,
+    generate_plans,
+    move_mask,
+    plan_to_clip,
+    score_trajectory,
+)
+from mask2iv_ros.planning.path import lift_path
+
+
+@pytest.fixture(scope='module')
+def pipeline():
+    pipeline = build_tiny_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def request(height: int = 90, width: int = 160, **change) -> GenerationRequest:
+    mask = np.zeros((height, width), bool)
+    mask[height // 3 : height // 2, width // 3 : width // 2] = True
+    actor = np.zeros((height, width), bool)
+    actor[: height // 4, width // 2 :] = True
+    frame = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return GenerationRequest(
+        **{'frame': frame, 'object_mask': mask, 'actor_mask': actor, 'task': 'open', **change}
+    )
+
+
+@pytest.mark.parametrize('size', [(90, 160), (480, 640), (64, 32), (101, 203)])
+def test_plan_has_the_pixel_frame_of_the_image(pipeline, size):
+    asked = request(*size)
+    (plan,) = generate_plans(pipeline, asked)
+    assert plan.labels.shape == (8, *size)
+    assert plan.frames.shape == (8, *size, 3)
+    np.testing.assert_array_equal(plan.frames[0], asked.frame)
+    np.testing.assert_array_equal(plan.labels[0], lb.combine_masks(asked.object_mask, asked.actor_mask))
+    assert set(plan.timings) == {'preprocess', 'trajectory', 'video', 'postprocess'}
+    assert 0 <= plan.score <= 1
+
+
+def test_trajectory_only_has_no_video(pipeline):
+    (plan,) = generate_plans(pipeline, request(trajectory_only=True))
+    assert plan.frames is None
+    with pytest.raises(ValueError, match='no video'):
+        plan_to_clip(plan)
+
+
+def test_samples_have_their_own_seeds_and_come_best_first(pipeline):
+    plans = generate_plans(pipeline, request(num_samples=3, seed=7, trajectory_only=True))
+    assert sorted(plan.seed for plan in plans) == [7, 8, 9]
+    assert [plan.score for plan in plans] == sorted((plan.score for plan in plans), reverse=True)
+
+
+def test_exported_clip_invents_no_actions(pipeline):
+    clip = plan_to_clip(generate_plans(pipeline, request())[0])
+    assert clip.actions is None
+    assert clip.states is None
+    assert clip.task == 'open'
+    assert clip.source['generator'] == 'tiny'
+
+
+def test_progress_sees_every_step_with_previews_of_stage_1(pipeline):
+    seen = []
+    generate_plans(pipeline, request(), lambda *call: seen.append(call))
+    assert [call[:3] for call in seen] == [
+        ('trajectory', 1, 2),
+        ('trajectory', 2, 2),
+        ('video', 1, 2),
+        ('video', 2, 2),
+    ]
+    assert seen[0][3].shape == (8, 32, 48)
+    assert seen[2][3] is None
+
+
+def test_cancelled_from_progress_stops(pipeline):
+    def cancel(stage, step, num_steps, preview):
+        if stage == 'video':
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        generate_plans(pipeline, request(), cancel)
+
+
+@pytest.mark.parametrize(
+    ('change', 'code'),
+    [
+        ({'object_mask': np.zeros((90, 160), bool)}, 'EMPTY_MASK'),
+        ({'object_mask': np.ones((80, 160), bool)}, 'SIZE_MISMATCH'),
+        ({'actor_mask': np.ones((90, 10), bool)}, 'SIZE_MISMATCH'),
+        ({'goal_mask': np.ones((9, 16), bool)}, 'SIZE_MISMATCH'),
+        ({'goal_mask': np.zeros((90, 160), bool)}, 'EMPTY_MASK'),
+        ({'task': '  '}, 'NO_TASK_OR_GOAL'),
+        ({'goal_pixel': (500.0, 3.0)}, 'INVALID_PARAMETER'),
+        ({'goal_pixel': (5.0, 3.0), 'goal_mask': np.ones((90, 160), bool)}, 'INVALID_PARAMETER'),
+        ({'num_samples': 0}, 'INVALID_PARAMETER'),
+        ({'num_inference_steps': -1}, 'INVALID_PARAMETER'),
+        ({'frame': np.zeros((90, 160), np.uint8)}, 'INVALID_PARAMETER'),
+    ],
+)
+def test_bad_requests_have_named_codes(pipeline, change, code):
+    with pytest.raises(InvalidRequest) as caught:
+        generate_plans(pipeline, request(**change))
+    assert caught.value.code == code
+    assert len(str(caught.value)) > 20
+
+
+def test_an_object_lost_at_the_models_resolution_is_named(pipeline):
+    mask = np.zeros((480, 640), bool)
+    mask[100, 100] = True
+    with pytest.raises(InvalidRequest, match='too few') as caught:
+        generate_plans(pipeline, request(480, 640, object_mask=mask))
+    assert caught.value.code == 'EMPTY_MASK'
+
+
+def test_goal_pixel_moves_the_mask_there():
+    mask = np.zeros((40, 60), bool)
+    mask[10:14, 20:24] = True
+    moved = move_mask(mask, (45.5, 30.5))
+    assert lb.centroid(moved) == (45.5, 30.5)
+    assert moved.sum() == mask.sum()
+
+
+def test_score_drops_when_the_object_vanishes():
+    labels = np.zeros((5, 10, 10), np.uint8)
+    labels[:, 2:6, 2:6] = lb.OBJECT
+    assert score_trajectory(labels) == 1
+    labels[3:] = 0
+    assert score_trajectory(labels) == 0.5
+
+
+class TestLiftPath:
+    K = np.array([[100.0, 0, 32], [0, 100, 24], [0, 0, 1]])
+
+    def moving(self) -> np.ndarray:
+        labels = np.zeros((3, 48, 64), np.uint8)
+        for t in range(3):
+            labels[t, 20:29, 28 + 10 * t : 37 + 10 * t] = lb.OBJECT
+        return labels
+
+    def test_pinhole_geometry(self):
+        path = lift_path(self.moving(), np.full((48, 64), 2.0, np.float32), self.K)
+        np.testing.assert_allclose(path, [(0, 0, 2), (0.2, 0, 2), (0.4, 0, 2)], atol=1e-9)
+
+    def test_invalid_depths_are_left_out(self):
+        depth = np.full((48, 64), 1.5, np.float32)
+        depth[20:24, 28:37] = [[np.nan], [0], [np.inf], [10]]
+        np.testing.assert_allclose(lift_path(self.moving(), depth, self.K)[:, 2], 1.5)
+
+    def test_no_valid_depth_gives_none(self):
+        assert lift_path(self.moving(), np.full((48, 64), np.nan, np.float32), self.K) is None
+
+    def test_a_hidden_object_stays_where_it_was(self):
+        labels = self.moving()
+        labels[1] = lb.ACTOR
+        path = lift_path(labels, np.ones((48, 64), np.float32), self.K)
+        np.testing.assert_array_equal(path[1], path[0])
+
+    def test_sizes_must_fit(self):
+        with pytest.raises(ValueError, match='depth: expected'):
+            lift_path(self.moving(), np.ones((4, 4), np.float32), self.K)
