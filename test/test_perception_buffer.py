@@ -65,6 +65,11 @@ def test_of_equally_good_sets_the_newest_wins():
     }
 
 
+def test_a_newer_set_is_not_given_up_for_a_little_jitter():
+    buffer = buffer_with(image=[0, 100], object_mask=[0, 102])
+    assert chosen(buffer, 'object_mask') == ({'image': 100, 'object_mask': 102}, 2)
+
+
 def test_the_worst_topic_decides():
     buffer = buffer_with(image=[0, 100], object_mask=[0, 101], actor_mask=[0])
     assert chosen(buffer, 'object_mask', 'actor_mask') == ({'image': 0, 'object_mask': 0, 'actor_mask': 0}, 0)

@@ -11,6 +11,10 @@ from collections import deque
 from typing import NamedTuple
 
 
+#: Nanoseconds by which sets of messages may differ and still be equally close: far less than a frame.
+JITTER = 5_000_000
+
+
 class Stamped(NamedTuple):
     """A serialised message and its header stamp, nanoseconds."""
 
@@ -59,18 +63,14 @@ class PerceptionBuffer:
         Returns:
             The messages by topic, and the largest distance of a stamp from the reference's, nanoseconds.
         """
-        candidates = [m for m in self._topics[reference] if m.stamp >= not_before] or [
-            self._topics[reference][-1]
-        ]
-        best, best_spread = {}, None
-        for candidate in reversed(candidates):
-            found = {
-                topic: self.closest(topic, candidate.stamp) for topic in others if self._topics.get(topic)
-            }
+        candidates = [m for m in self._topics[reference] if m.stamp >= not_before] or [self.newest(reference)]
+        sets = []
+        for candidate in candidates:
+            found = {topic: self.closest(topic, candidate.stamp) for topic in others if self.newest(topic)}
             spread = max((abs(message.stamp - candidate.stamp) for message in found.values()), default=0)
-            if best_spread is None or spread < best_spread:
-                best, best_spread = {reference: candidate, **found}, spread
-        return best, best_spread
+            sets.append(({reference: candidate, **found}, spread))
+        smallest = min(spread for _, spread in sets)
+        return [chosen for chosen in sets if chosen[1] <= smallest + JITTER][-1]
 
     def clear(self):
         """Forget everything."""

@@ -101,9 +101,10 @@ class Camera:
     def publish(self, age: float = 0.0, **messages):
         """Publish messages, each stamped `age` seconds ago unless it has a stamp, and let them arrive."""
         self.peer.spin_until(lambda: all(p.get_subscription_count() for p in self.publishers.values()))
+        header = Header(stamp=self.stamp(age), frame_id='camera_optical_frame')
         for name, message in messages.items():
             if message.header.stamp == Time():
-                message.header = Header(stamp=self.stamp(age), frame_id='camera_optical_frame')
+                message.header = header
             self.publishers[name].publish(message)
         time.sleep(0.3)
 

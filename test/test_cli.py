@@ -1,0 +1,118 @@
+"""The command line, run as a user runs it: in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_model import build_tiny_model
+
+from mask2iv_ros.cli import build_parser
+from mask2iv_ros.data.lerobot import read_clips
+
+DATA = Path(__file__).parent / 'data'
+
+
+def mask2iv(*arguments) -> subprocess.CompletedProcess:
+    # A proxy that does not exist makes every look at the network an error.
+    offline = dict.fromkeys(('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY'), 'http://127.0.0.1:9')
+    return subprocess.run(
+        [sys.executable, '-m', 'mask2iv_ros.cli', *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **offline},
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp('model'))
+
+
+@pytest.fixture(scope='module')
+def generated(model, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp('generated')
+    done = mask2iv(
+        'generate', DATA / 'drawer.png', DATA / 'drawer_mask.png', '--actor-mask', DATA / 'drawer_actor.png',
+        '--task', 'open the drawer', '--model', model, '--samples', 2, '-o', out, '--export', out / 'dataset',
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_generate_writes_everything_a_person_looks_at(generated):
+    for plan in ('plan_0', 'plan_1'):
+        folder = generated / plan
+        for name in ('contact_sheet.png', 'video.gif', 'video.mp4', 'mask_overlay.mp4', 'plan.json'):
+            assert (folder / name).stat().st_size > 0
+    assert {json.loads((generated / p / 'plan.json').read_text())['seed'] for p in ('plan_0', 'plan_1')} == {
+        0,
+        1,
+    }
+
+
+def test_generated_labels_are_of_the_pictures_size_and_start_with_the_masks(generated):
+    files = sorted((generated / 'plan_0' / 'labels').glob('*.png'))
+    assert len(files) == 8
+    first = np.asarray(Image.open(files[0]))
+    mask = np.asarray(Image.open(DATA / 'drawer_mask.png'))
+    np.testing.assert_array_equal(first == 1, mask > 0)
+
+
+def test_generated_videos_decode_to_all_frames(generated):
+    import imageio.v3 as iio
+
+    video = iio.imread(generated / 'plan_0' / 'video.mp4', plugin='pyav')
+    assert video.shape == (8, 240, 320, 3)
+    original = np.asarray(Image.open(DATA / 'drawer.png'))
+    assert np.abs(video[0].astype(int) - original).mean() < 6
+
+
+def test_export_is_a_lerobot_dataset_without_invented_actions(generated):
+    clips = list(read_clips(generated / 'dataset'))
+    assert len(clips) == 2
+    assert clips[0].task == 'open the drawer'
+    assert clips[0].actions is None
+    assert clips[0].states is None
+    labels = [np.asarray(Image.open(f)) for f in sorted((generated / 'plan_0' / 'labels').glob('*.png'))]
+    np.testing.assert_array_equal(clips[0].labels, labels)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['no_such.png', DATA / 'drawer_mask.png', '--task', 'x'], 'no_such.png'),
+        ([DATA / 'drawer.png', DATA / 'drawer_mask.png'], 'task text and goal are both empty'),
+        ([DATA / 'drawer.png', DATA / 'drawer_mask.png', '--task', 'x', '--model', '/nowhere'], '/nowhere'),
+        ([DATA / 'drawer.png', DATA / 'drawer_mask.png', '--goal-pixel', '999', '1'], 'outside the 320x240'),
+    ],
+)
+def test_mistakes_get_one_clear_line(model, tmp_path, arguments, message):
+    if '--model' not in arguments:
+        arguments = [*arguments, '--model', model]
+    done = mask2iv('generate', *arguments, '-o', tmp_path)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+def test_every_command_explains_every_argument():
+    parser = build_parser()
+    commands = next(a.choices for a in parser._actions if a.choices and 'generate' in a.choices)
+    assert set(commands) == {'simulate', 'train', 'generate', 'demo', 'convert'}
+    for command in commands.values():
+        assert command.description
+        assert all(action.help for action in command._actions)
+
+
+def test_converting_something_else_is_an_error_that_names_the_file(tmp_path):
+    (tmp_path / 'x.ckpt').write_bytes(b'not a checkpoint')
+    done = mask2iv('convert', tmp_path / 'x.ckpt', tmp_path / 'out')
+    assert done.returncode == 1
+    assert 'x.ckpt' in done.stderr
+    assert 'Traceback' not in done.stderr

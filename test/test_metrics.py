@@ -1,0 +1,64 @@
+"""Metrics: known answers for known inputs."""
+
+import numpy as np
+import pytest
+
+from mask2iv_ros.evaluation import metrics
+
+
+def square(x: int) -> np.ndarray:
+    labels = np.zeros((4, 20, 30), np.uint8)
+    labels[:, 5:10, x : x + 5] = 1
+    return labels
+
+
+def test_iou_of_known_overlap():
+    assert metrics.mask_iou(square(3), square(3), 1) == 1
+    assert metrics.mask_iou(square(3), square(20), 1) == 0
+    assert metrics.mask_iou(square(3), square(4), 1) == pytest.approx(20 / 30)
+
+
+def test_iou_ignores_frame_0_and_frames_that_are_empty_in_both():
+    predicted, truth = square(3), square(3)
+    predicted[0] = 0
+    predicted[2] = truth[2] = 0
+    assert metrics.mask_iou(predicted, truth, 1) == 1
+    assert np.isnan(metrics.mask_iou(predicted, truth, 2))
+
+
+def test_centroid_error_in_pixels():
+    assert metrics.centroid_error(square(3), square(7), 1) == 4
+
+
+def test_psnr_of_known_error_and_on_chosen_pixels():
+    truth = np.full((3, 8, 8, 3), 100, np.uint8)
+    predicted = truth.copy()
+    predicted[1:, :, :4] = 110
+    assert metrics.psnr(truth, truth) == float('inf')
+    assert metrics.psnr(predicted, truth) == pytest.approx(20 * np.log10(255 / 10) + 10 * np.log10(2))
+    left = np.zeros((3, 8, 8), bool)
+    left[:, :, :4] = True
+    assert metrics.psnr(predicted, truth, left) == pytest.approx(20 * np.log10(255 / 10))
+    assert np.isnan(metrics.psnr(predicted, truth, np.zeros_like(left)))
+
+
+def test_ssim_is_one_for_equal_videos_and_falls_with_noise():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 255, (3, 32, 32, 3), dtype=np.uint8)
+    noisy = np.clip(truth.astype(int) + rng.integers(-60, 60, truth.shape), 0, 255).astype(np.uint8)
+    assert metrics.ssim(truth, truth) == pytest.approx(1)
+    assert metrics.ssim(noisy, truth) < 0.95
+
+
+def test_moving_pixels_are_those_that_left_frame_0():
+    frames = np.zeros((2, 4, 4, 3), np.uint8)
+    frames[1, 1, 2, 0] = 200
+    assert np.argwhere(metrics.moving_pixels(frames)).tolist() == [[1, 1, 2]]
+
+
+def test_interval_holds_the_mean_and_counts_clips():
+    values = np.r_[np.random.default_rng(0).normal(5, 1, 100), np.nan]
+    result = metrics.mean_and_interval(values)
+    assert result['low'] < result['mean'] < result['high']
+    assert result['clips'] == 100
+    assert np.isnan(metrics.mean_and_interval(np.array([np.nan]))['mean'])
