@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-pytest.importorskip('metaworld')
-
 from mask2iv_ros.data import metaworld
 from mask2iv_ros.data.lerobot import read_clips
 from mask2iv_ros.data.metaworld import TASKS, record_clip, record_episode, simulate
 from mask2iv_ros.labels import ACTOR, OBJECT
+
+pytest.importorskip('metaworld')
 
 SIZE = {'height': 96, 'width': 128}
 

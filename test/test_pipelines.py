@@ -6,6 +6,7 @@ import torch
 from tiny_model import build_tiny_pipeline
 
 from mask2iv_ros import labels as lb
+from mask2iv_ros.pipelines.components import keep_observed
 from mask2iv_ros.pipelines.interaction_video import InteractionVideoPipeline
 from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
 from mask2iv_ros.pipelines.mask_trajectory import MaskTrajectoryPipeline, trajectory_condition
@@ -166,5 +167,17 @@ def test_residual_target_of_zero_repeats_the_first_mask(pipeline, scene):
         **pipeline.components, **{key: config[key] for key in ('num_frames', 'trajectory_residual_scale')}
     ).trajectory
     first = torch.randn(1, 4, 4, 6)
-    labels = stage.latents_to_labels(torch.zeros(1, 4, 8, 4, 6), first)
-    assert (labels == labels[:, :1]).all()
+    labels = stage.latents_to_labels(torch.zeros(1, 4, 8, 4, 6), first, scene['labels'])
+    assert (labels == scene['labels'][:, None]).all()
+
+
+def test_observed_pixels_are_kept_where_nothing_changed():
+    rng = np.random.default_rng(0)
+    observed = rng.integers(0, 256, (1, 6, 8, 3), dtype=np.uint8)
+    first = rng.integers(0, 150, (1, 6, 8, 3), dtype=np.uint8)
+    decoded = np.repeat(first[:, None], 3, axis=1)
+    decoded[:, 1, :, :4] += 100
+    kept = keep_observed(decoded, first, observed)
+    np.testing.assert_array_equal(kept[:, [0, 2]], np.repeat(observed[:, None], 2, axis=1))
+    np.testing.assert_array_equal(kept[:, 1, :, 4:], observed[:, :, 4:])
+    np.testing.assert_array_equal(kept[:, 1, :, :4], decoded[:, 1, :, :4])

@@ -78,13 +78,15 @@ def choose_gl_backend() -> str:
     return os.environ.setdefault('MUJOCO_GL', default)
 
 
+choose_gl_backend()  # mujoco reads it once, when it is first imported
+
+
 class Scene:
     """One Meta-World environment with its expert and renderers; reusable for any number of seeds."""
 
     def __init__(self, task: str, height: int, width: int):
         if task not in TASKS:
             raise ValueError(f'unknown task {task!r}; known: {", ".join(TASKS)}')
-        choose_gl_backend()  # mujoco reads it once, at import
         import mujoco
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
         from metaworld.policies import ENV_POLICY_MAP

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+#: Difference of decoded pixels (of 255) up to which they count as equal, and from which as different.
+CHANGE_RANGE = (8, 40)
+
 
 def encode_images(vae, images: np.ndarray) -> torch.Tensor:
     """(B, T, H, W, 3) uint8 images -> scaled latents (B, C, T, h, w) of the VAE, each frame on its own."""
@@ -22,6 +25,24 @@ def decode_latents(vae, latents: torch.Tensor) -> np.ndarray:
     pixels = vae.decode(flat).sample.float().clamp(-1, 1)
     images = ((pixels + 1) * 127.5).round().to(torch.uint8).movedim(1, -1)
     return images.unflatten(0, (batch, frames)).cpu().numpy()
+
+
+def keep_observed(decoded: np.ndarray, decoded_first: np.ndarray, observed: np.ndarray) -> np.ndarray:
+    """Undo the VAE's error where nothing changed.
+
+    Where a decoded frame equals the decoded first frame, the observed first frame is the better answer; where
+    they differ by more than `CHANGE_RANGE`, the decoded frame is; between, a blend.
+
+    Args:
+        decoded: (B, T, H, W, 3) uint8 decoded frames.
+        decoded_first: (B, H, W, 3) uint8, the observed frame encoded and decoded.
+        observed: (B, H, W, 3) uint8 observed frame.
+    """
+    first = decoded_first[:, None].astype(np.int16)
+    change = np.abs(decoded - first).max(axis=-1, keepdims=True)
+    low, high = CHANGE_RANGE
+    unchanged = np.clip((high - change) / (high - low), 0, 1)
+    return np.clip(decoded + unchanged * (observed[:, None] - first), 0, 255).round().astype(np.uint8)
 
 
 def encode_text(pipeline, texts: list[str]) -> torch.Tensor:

@@ -19,6 +19,7 @@ from mask2iv_ros.pipelines.components import (
     encode_first_frame,
     encode_images,
     encode_text,
+    keep_observed,
 )
 
 
@@ -148,9 +149,12 @@ class InteractionVideoPipeline(DiffusionPipeline):
         if output_type == 'latent':
             frames = latents
         else:
-            if self.config.residual_scale is not None:
+            if self.config.residual_scale is None:
+                frames = decode_latents(self.vae, latents)
+            else:
                 latents = latents / self.config.residual_scale + first.unsqueeze(2)
-            frames = decode_latents(self.vae, latents)
+                decoded = decode_latents(self.vae, torch.cat([first.unsqueeze(2), latents], dim=2))
+                frames = keep_observed(decoded[:, 1:], decoded[:, 0], image)
             frames[:, 0] = image
         self.maybe_free_model_hooks()
         return InteractionVideoPipelineOutput(frames=frames) if return_dict else (frames,)

@@ -107,14 +107,20 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
             raise ValueError(f'task: expected one text or {len(image)}, got {len(tasks)}')
         return tasks
 
-    def latents_to_labels(self, latents: torch.Tensor, first: torch.Tensor) -> np.ndarray:
+    def latents_to_labels(self, latents: torch.Tensor, first: torch.Tensor, labels: np.ndarray) -> np.ndarray:
         """Decode UNet-space latents (B, C, T, h, w) to (B, T, H, W) label images.
 
-        `first` is the first mask's latent (B, C, h, w), to which residual targets are relative.
+        `labels` (B, H, W) are the first label images and `first` (B, C, h, w) their latents, to which
+        residual targets are relative. A pixel of a residual target whose decoded label is that of the decoded
+        first frame keeps the observed label, so the VAE's error does not show where nothing changes.
         """
-        if self.config.residual_scale is not None:
-            latents = latents / self.config.residual_scale + first.unsqueeze(2)
-        return lb.rgb_to_labels(decode_latents(self.vae, latents))
+        if self.config.residual_scale is None:
+            return lb.rgb_to_labels(decode_latents(self.vae, latents))
+        latents = torch.cat(
+            [first.unsqueeze(2), latents / self.config.residual_scale + first.unsqueeze(2)], dim=2
+        )
+        decoded = lb.rgb_to_labels(decode_latents(self.vae, latents))
+        return np.where(decoded[:, 1:] == decoded[:, :1], labels[:, None], decoded[:, 1:])
 
     @torch.no_grad()
     def __call__(
@@ -201,7 +207,7 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
         if output_type == 'latent':
             predicted = latents
         else:
-            predicted = self.latents_to_labels(latents, first)
+            predicted = self.latents_to_labels(latents, first, labels)
             predicted[:, 0] = labels
         self.maybe_free_model_hooks()
         return MaskTrajectoryPipelineOutput(labels=predicted) if return_dict else (predicted,)

@@ -195,7 +195,7 @@ def generate_plans(
         preview = None
         if stage.stage == 'trajectory':
             predicted, first = tensors['pred_original_sample'][:1], tensors['first'][:1]
-            preview = stage.latents_to_labels(predicted, first)[0]
+            preview = stage.latents_to_labels(predicted, first, labels[None])[0]
         progress(stage.stage, step + 1, len(stage.scheduler.timesteps), preview)
         return {}
 

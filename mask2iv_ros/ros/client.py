@@ -26,6 +26,9 @@ from mask2iv_ros.srv import ExportDemonstration
 from mask2iv_ros.srv import GenerateInteraction as GenerateService
 
 
+DISCOVERY_TIMEOUT = 10.0  # seconds
+
+
 class InteractionError(Exception):
     """The node refused or failed. `code` is the error code's value, `name` its name, e.g. 'EMPTY_MASK'."""
 
@@ -96,6 +99,7 @@ class InteractionClient:
         Raises InteractionError, or TimeoutError.
         """
         request = request if request is not None else make_request(**fields)
+        self._require(self._service.wait_for_service)
         answer = _wait(self._service.call_async(GenerateService.Request(request=request)), timeout)
         return _plans(answer)
 
@@ -121,6 +125,7 @@ class InteractionClient:
         def on_goal(goal):  # the node accepts every goal; reasons come with the result
             goal.result().get_result_async().add_done_callback(on_result)
 
+        self._require(self._action.wait_for_server)
         feedback = on_feedback and (lambda message: on_feedback(message.feedback))
         self._accepting = self._action.send_goal_async(GenerateAction.Goal(request=request), feedback)
         self._accepting.add_done_callback(on_goal)
@@ -141,6 +146,7 @@ class InteractionClient:
         """
         ids = [UUID(uuid=plan.id.uuid) for plan in plans or []]
         request = ExportDemonstration.Request(plan_ids=ids, dataset_name=dataset_name)
+        self._require(self._export.wait_for_service)
         answer = _wait(self._export.call_async(request), timeout)
         _raise_error(answer)
         return answer.dataset_path, list(answer.episode_indices)
@@ -153,6 +159,11 @@ class InteractionClient:
         self._thread.join()
         self._executor.shutdown()
         self._node.destroy_node()
+
+    def _require(self, wait_for_server: Callable[[float], bool]):
+        """Wait for discovery: what is sent before it is lost without an error."""
+        if not wait_for_server(DISCOVERY_TIMEOUT):
+            raise TimeoutError(f'{self._name} is not there after {DISCOVERY_TIMEOUT} s; does the node run?')
 
     def _spin(self):
         with contextlib.suppress(ExternalShutdownException):

@@ -130,7 +130,8 @@ def encode_latents(
         return {key: np.load(folder / f'{key}.npy') for key in keys}
 
     def encode(images: np.ndarray) -> np.ndarray:
-        latents = vae.encode(images_to_tensor(images).to(device, vae.dtype)).latent_dist.mode()
+        with torch.autocast(device.type, torch.bfloat16):
+            latents = vae.encode(images_to_tensor(images).to(device)).latent_dist.mode()
         return (latents * vae.config.scaling_factor).to('cpu', torch.float16).numpy()
 
     rng = np.random.default_rng(seed)
