@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import rclpy
-from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
@@ -54,12 +53,10 @@ def publish(messages: dict) -> None:
     """Publish the scene once to the node, as soon as it listens."""
     rclpy.init()
     node = rclpy.create_node('camera')
-    publishers = {
-        name: node.create_publisher(type(message), name, qos_profile_sensor_data)
-        for name, message in messages.items()
-    }
+    publishers = {name: node.create_publisher(type(message), name, 5) for name, message in messages.items()}
     while not all(publisher.get_subscription_count() for publisher in publishers.values()):
         time.sleep(0.1)
+    time.sleep(2.0)  # the node looks what its inputs offer once a second
     header = Header(stamp=node.get_clock().now().to_msg(), frame_id='camera_optical_frame')
     for name, message in messages.items():
         message.header = header

@@ -9,7 +9,10 @@ if [ ! -f "$_mask2iv_root/.venv/stamp" ] || [ ! -f "$_mask2iv_root/install/setup
     return 1
 fi
 . "$_mask2iv_root/.venv/bin/activate"
-if [ -f "$_mask2iv_root/.venv/share/rclpy/package.xml" ]; then
+if [ -f "$_mask2iv_root/.venv/ros" ]; then
+    # .venv lies over the ROS 2 that was sourced at set-up.
+    . "$(cat "$_mask2iv_root/.venv/ros")/setup.bash"
+else
     # ROS 2 from wheels. Nothing of another ROS 2 that this shell may have sourced may come first, and the wheels do
     # not set AMENT_PREFIX_PATH themselves. The last name is their mark of a process whose LD_LIBRARY_PATH is right.
     unset PYTHONPATH COLCON_PREFIX_PATH _ROS_WHEELS_BOOTSTRAP_COMPLETE

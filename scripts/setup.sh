@@ -67,7 +67,7 @@ check_system_packages() {
     local missing=()
     command -v c++ >/dev/null && command -v cc >/dev/null || missing+=(g++)
     # The simulator renders with OSMesa where there is no GPU.
-    PATH=$PATH:/sbin:/usr/sbin ldconfig -p | grep -q libOSMesa || missing+=(libosmesa6)
+    PATH=$PATH:/sbin:/usr/sbin ldconfig -p | grep libOSMesa >/dev/null || missing+=(libosmesa6)
     if [ ${#missing[@]} != 0 ]; then install_system_packages "${missing[@]}"; fi
 }
 
@@ -119,14 +119,18 @@ find_python() { # sets $python
 
 # --- ROS 2 -----------------------------------------------------------------------------------------------------------
 
+sourced_ros() { # the underlay comes last; what lies in this checkout is our own
+    tr ':' '\n' <<<"${AMENT_PREFIX_PATH:-}" | grep -v -e "^$root/" -e '^$' | tail -n 1 || true
+}
+
 find_ros() { # sets $ros, the prefix of the ROS 2 to use, e.g. /opt/ros/jazzy, and $ros_python; $ros empty: wheels
-    if [ -z "${AMENT_PREFIX_PATH:-}" ] && [ -f "$venv/ros" ]; then
+    ros=$(sourced_ros)
+    if [ -z "$ros" ] && [ -f "$venv/ros" ]; then
         set +u # ROS 2's set-up files do not bear it
         . "$(cat "$venv/ros")/setup.bash"
         set -u
+        ros=$(sourced_ros)
     fi
-    # The underlay comes last; what lies in this checkout is our own.
-    ros=$(tr ':' '\n' <<<"${AMENT_PREFIX_PATH:-}" | grep -v -e "^$root/" -e '^$' | tail -n 1 || true)
     if [ -n "$ros" ]; then
         local candidate
         while read -r candidate; do

@@ -222,7 +222,7 @@ class LeRobotClipWriter:
         return self.root.with_name(f'.{self.root.name}.{role}')
 
     def _recover(self):
-        """Clear what a killed writer left behind."""
+        """Clear what an unfinished commit left behind, and put the dataset back if it was being replaced."""
         old = self._sibling('old')
         if old.exists() and not self.root.exists():
             old.rename(self.root)
@@ -327,11 +327,10 @@ class LeRobotClipWriter:
         if self._dataset is not None:
             with contextlib.suppress(Exception):
                 self._dataset.writer.cancel_pending_videos()
-            self._dataset.writer._finalized = self._dataset.meta._finalized = (
-                True  # else __del__ writes files again
-            )
+            # Else their __del__ writes files again
+            self._dataset.writer._finalized = self._dataset.meta._finalized = True
             self._dataset = None
-        shutil.rmtree(self._staging, ignore_errors=True)
+        self._recover()
 
 
 def _system_error(error: BaseException | None) -> int | None:

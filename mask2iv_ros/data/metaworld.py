@@ -7,6 +7,7 @@ on (task, seed) alone: object and goal placement, start of the hand and camera p
 
 from __future__ import annotations
 
+import atexit
 import ctypes.util
 import hashlib
 import json
@@ -171,11 +172,13 @@ class Scene:
         return colour.astype(np.uint8), labels, np.where(depth < MAX_DEPTH, depth, 0).astype(np.float32)
 
 
-# Never closed: mujoco.Renderer.close() frees its OpenGL names in whichever context is current, so closing one
-# renderer corrupts the others of the process.
+# Kept to the end, at some 250 MB a task: mujoco.Renderer.close() frees its OpenGL names in whichever context
+# is current, so closing one renderer corrupts the others of the process.
 @cache
 def _scene(task: str, height: int, width: int) -> Scene:
-    return Scene(task, height, width)
+    scene = Scene(task, height, width)
+    atexit.register(_scene.cache_clear)  # before mujoco's own clean-up, after which closing prints errors
+    return scene
 
 
 def _draw_camera(rng: np.random.Generator, task: Task):

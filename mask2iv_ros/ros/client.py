@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -24,7 +25,6 @@ from mask2iv_ros.msg import InteractionPlan, InteractionRequest
 from mask2iv_ros.ros.conversions import write_image
 from mask2iv_ros.srv import ExportDemonstration
 from mask2iv_ros.srv import GenerateInteraction as GenerateService
-
 
 DISCOVERY_TIMEOUT = 10.0  # seconds
 
@@ -52,7 +52,10 @@ class InteractionClient:
         self._context = rclpy.Context()
         rclpy.init(context=self._context, signal_handler_options=rclpy.SignalHandlerOptions.NO)
         self._node = rclpy.create_node(
-            'interaction_client', context=self._context, start_parameter_services=False
+            f'interaction_client_{uuid.uuid4().hex[:8]}',  # a planner may have several
+            context=self._context,
+            start_parameter_services=False,
+            enable_rosout=False,
         )
         self._name = node
         self._state = self._node.create_client(GetState, f'{node}/get_state')
@@ -158,6 +161,7 @@ class InteractionClient:
         self._context.try_shutdown()
         self._thread.join()
         self._executor.shutdown()
+        self._action.destroy()  # destroy_node forgets action clients, and the graph would still show this one
         self._node.destroy_node()
 
     def _require(self, wait_for_server: Callable[[float], bool]):

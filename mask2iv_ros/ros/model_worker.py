@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import numpy as np
 from mask2iv_ros.framing import Framing
 from mask2iv_ros.msg import InteractionPlan
 from mask2iv_ros.ros.requests import Observation, RequestError
+from mask2iv_ros.weights import default_model_path
 
 ABANDONED_CHECK_PERIOD = 0.5  # seconds; asking the middleware for its clients is not free
 
@@ -122,9 +123,11 @@ class ModelWorker:
         """Jobs that run or wait."""
         return len(self._jobs)
 
-    def shutdown(self):
-        """Wait for the running job, which should be cancelled first, and end the thread."""
-        self._pool.shutdown(cancel_futures=True)
+    def shutdown(self, timeout: float) -> bool:
+        """End the thread. Returns whether it came to an end within `timeout` seconds."""
+        idle = self._pool.submit(int)
+        self._pool.shutdown(wait=False)
+        return not wait([idle], timeout).not_done
 
     def _leave_queue(self, job: Job):
         with self._lock:
@@ -137,18 +140,18 @@ class ModelWorker:
             other.on_progress(Progress('queued', position))
 
     def _load(self, model: str, device: str):
+        path = Path(model).expanduser() if model else default_model_path()
+        if not (path / 'model_index.json').is_file():  # diffusers would look for a repository of that name
+            raise FileNotFoundError(f'{path} has no model_index.json: not the folder of a diffusers pipeline')
+
         import torch
         from diffusers.utils import logging
 
         import mask2iv_ros.planning.generate  # noqa: F401 - its imports take seconds; not at the first request
         from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
-        from mask2iv_ros.weights import default_model_path
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        path = Path(model).expanduser() if model else default_model_path()
-        if not (path / 'model_index.json').is_file():  # diffusers would look for a repository of that name
-            raise FileNotFoundError(f'{path} has no model_index.json: not the folder of a diffusers pipeline')
         if device == 'auto':
             device = 'cuda' if torch.cuda.is_available() else 'cpu'
         dtype = torch.bfloat16 if device.startswith('cuda') else torch.float32

@@ -9,6 +9,7 @@ broke actions under it. torch is imported by the model thread while it loads, so
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -31,7 +32,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind
+from rclpy.qos import QoSPolicyKind, QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import Header
@@ -41,14 +42,15 @@ from mask2iv_ros.msg import InteractionRequest
 from mask2iv_ros.ros.conversions import write_image
 from mask2iv_ros.ros.export import ExportError, export_plans
 from mask2iv_ros.ros.model_worker import Job, ModelWorker, Outcome, Progress
-from mask2iv_ros.ros.parameters import declare_parameters
+from mask2iv_ros.ros.parameters import declare_parameters, declare_reliability
 from mask2iv_ros.ros.perception_buffer import PerceptionBuffer
 from mask2iv_ros.ros.plan_player import PlanPlayer
 from mask2iv_ros.ros.requests import INPUTS, Limits, RequestError, read_request
 from mask2iv_ros.srv import ExportDemonstration
 from mask2iv_ros.srv import GenerateInteraction as GenerateService
 
-DIAGNOSTICS_PERIOD = 1.0  # seconds
+CHECK_PERIOD = 1.0  # seconds between two looks at the input topics, and between two diagnostics
+ARRIVAL_PATIENCE = 2.0  # seconds after activation in which a request waits for the first messages
 RESULT_TIMEOUT = 60  # seconds that the action server keeps a result; one can hold 20 MB a plan
 SHUTDOWN_PATIENCE = 4.0  # seconds for the last answers; ros2 launch escalates after 5
 
@@ -89,7 +91,9 @@ class Mask2IVNode(LifecycleNode):
         self._goals: dict[bytes, Job] = {}
         self._open_requests = 0
         self._last_request = 'none'
+        self._active_since = 0.0
         self._last_error = ''
+        self._load_error = ''
         self._player = PlanPlayer(self)
 
         waiting = ReentrantCallbackGroup()  # a waiting coroutine would block a mutually exclusive group
@@ -110,8 +114,11 @@ class Mask2IVNode(LifecycleNode):
         service = self.resolve_service_name(name)
         self._client_of = {'service': service, 'action': f'{service}/_action/send_goal'}
 
+        for name in INPUTS:
+            declare_reliability(self, self._reliability_parameter(name))
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
-        self.create_timer(DIAGNOSTICS_PERIOD, self._publish_diagnostics)
+        self.create_timer(CHECK_PERIOD, self._publish_diagnostics)
+        self.create_timer(CHECK_PERIOD, self._adapt_inputs)
         self._guard_change_state()
 
     # Lifecycle
@@ -119,25 +126,23 @@ class Mask2IVNode(LifecycleNode):
     async def autostart(self):
         """Configure and activate, loading the model without blocking the executor."""
         self._state = 'loading the model'
-        try:
-            await self._finish(self._load())
-        except Exception:
-            self._state = 'unconfigured'
-            return  # reported by _load
+        work = self._start_loading()
+        await self._until_done(work)
         if self._state != 'loading the model':
             return  # somebody took over
-        self._preloaded = True
+        self._preloaded = self._is_loaded(work)
+        if not self._preloaded:
+            self._state = 'unconfigured'
+            return
         if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
             self.trigger_activate()
 
     @_reported
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model that the parameters name."""
-        if not self._preloaded:
-            try:
-                self._load().result()
-            except Exception:
-                return TransitionCallbackReturn.FAILURE  # reported by _load
+        if not self._preloaded and not self._is_loaded(self._start_loading()):
+            self._state = 'unconfigured'
+            return TransitionCallbackReturn.FAILURE
         self._preloaded = False
         self._enter('inactive')
         return super().on_configure(state)
@@ -146,8 +151,11 @@ class Mask2IVNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Listen to the input topics and accept requests."""
         self._buffer = PerceptionBuffer(self._value('buffer_size'))
+        self._qos_problems.clear()
         for name in INPUTS:
-            self._subscribe(name)
+            self._subscribe(name, ReliabilityPolicy.BEST_EFFORT)
+        self._adapt_inputs()
+        self._active_since = time.monotonic()
         self._enter('active')
         return super().on_activate(state)
 
@@ -192,26 +200,27 @@ class Mask2IVNode(LifecycleNode):
         self._inputs.clear()
         self._buffer.clear()
 
-    def _load(self) -> Future:
-        model, device = self._value('model'), self._value('device')
-        start = time.perf_counter()
+    def _start_loading(self) -> Future:
+        self._loading_since = time.perf_counter()
+        return self._worker.load(self._value('model'), self._value('device'))
 
-        def report(work: Future):
-            error = work.exception()
-            if error is None:
-                text = f'{self._worker.model_name} on {self._worker.device}'
-                self.get_logger().info(f'Loaded {text} in {time.perf_counter() - start:.1f} s')
-                return
-            self._last_error = f'Cannot load the model {model or "(embedded)"} to {device}: {error}'
-            self.get_logger().error(
-                f'{self._last_error}. Set the parameters model and device, then configure the node '
-                f'again: ros2 lifecycle set {self.get_fully_qualified_name()} configure '
-                f'(Python is {sys.executable})'
+    def _is_loaded(self, work: Future) -> bool:
+        """Wait for what `_start_loading` gave, report it, and tell whether the model is there."""
+        error = work.exception()
+        if error is None:
+            self._load_error = ''
+            seconds = time.perf_counter() - self._loading_since
+            self.get_logger().info(
+                f'Loaded {self._worker.model_name} on {self._worker.device} in {seconds:.1f} s'
             )
-
-        work = self._worker.load(model, device)
-        work.add_done_callback(report)
-        return work
+            return True
+        model, device = self._value('model') or '(embedded)', self._value('device')
+        self._load_error = f'Cannot load the model {model} to {device}: {error}'
+        self.get_logger().error(
+            f'{self._load_error}. Set the parameters model and device, then configure the node again: '
+            f'ros2 lifecycle set {self.get_fully_qualified_name()} configure (Python is {sys.executable})'
+        )
+        return False
 
     def _guard_change_state(self):
         """Answer a transition that is not allowed now; rclpy 7 raises instead, and the caller hangs."""
@@ -230,26 +239,54 @@ class Mask2IVNode(LifecycleNode):
 
     # Input topics
 
-    def _subscribe(self, name: str):
-        def on_incompatible_qos(event):
-            policy = qos_policy_name_from_kind(event.last_policy_kind)
-            self._qos_problems[name] = policy
-            self.get_logger().warning(
-                f'A publisher on {topic} offers another {policy} than this node asks for: none of its '
-                'messages arrive. Change the publisher, or the parameter '
-                f'qos_overrides.{topic}.subscription.{policy.lower()}'
-            )
-
-        topic = self.resolve_topic_name(name)
+    def _subscribe(self, name: str, reliability: ReliabilityPolicy):
+        if name in self._inputs:
+            self.destroy_subscription(self._inputs[name])
         self._inputs[name] = self.create_subscription(
             INPUTS[name],
             name,
             partial(self._buffer.add, name),
-            # Sensor-data QoS, a new profile each time: overrides are written into it.
-            QoSProfile(depth=5, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT),
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=on_incompatible_qos),
+            QoSProfile(
+                depth=5, reliability=reliability
+            ),  # a new one each time: overrides are written into it
+            qos_overriding_options=QoSOverridingOptions((QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH)),
+            event_callbacks=SubscriptionEventCallbacks(
+                incompatible_qos=partial(self._on_incompatible_qos, name), use_default_callbacks=False
+            ),
             raw=True,
+        )
+
+    def _adapt_inputs(self):
+        """Ask each input's publishers for what they offer: reliable if all are, best effort otherwise.
+
+        Best effort alone connects to every publisher, but Fast DDS then loses most images of VGA size.
+        """
+        for name, subscription in list(self._inputs.items()):
+            wanted = self._value(self._reliability_parameter(name))
+            if wanted == 'auto':
+                offers = [
+                    publisher.qos_profile.reliability
+                    for publisher in self.get_publishers_info_by_topic(subscription.topic_name)
+                ]
+                is_reliable = bool(offers) and all(offer == ReliabilityPolicy.RELIABLE for offer in offers)
+                wanted = 'reliable' if is_reliable else 'best_effort'
+            reliability = ReliabilityPolicy[wanted.upper()]
+            if subscription.qos_profile.reliability != reliability:
+                self._subscribe(name, reliability)
+
+    def _reliability_parameter(self, name: str) -> str:
+        return f'qos_overrides.{self.resolve_topic_name(name)}.subscription.reliability'
+
+    def _on_incompatible_qos(self, name: str, event):
+        self._adapt_inputs()
+        parameter = self._reliability_parameter(name)
+        policy = qos_policy_name_from_kind(event.last_policy_kind)
+        if policy == 'RELIABILITY' and self._value(parameter) == 'auto':
+            return
+        self._qos_problems[name] = policy
+        self.get_logger().warning(
+            f'A publisher on {self._inputs[name].topic_name} offers another {policy} than this node '
+            f'asks for: none of its messages arrive. Change the publisher, or the parameter {parameter}'
         )
 
     def _describe_source(self, name: str) -> str:
@@ -259,6 +296,20 @@ class Mask2IVNode(LifecycleNode):
         if name in self._qos_problems:
             publishers += f', with incompatible {self._qos_problems[name]}'
         return f'{subscription.topic_name} ({publishers})'
+
+    async def _until_inputs_arrive(self):
+        """Wait for the first message of each input that has a publisher, just after activation."""
+
+        def is_waiting(name: str, subscription) -> bool:
+            return self._buffer.newest(name) is None and self.count_publishers(subscription.topic_name) > 0
+
+        while time.monotonic() < self._active_since + ARRIVAL_PATIENCE and any(
+            is_waiting(name, subscription) for name, subscription in self._inputs.items()
+        ):
+            soon = rclpy.task.Future()
+            timer = self.create_timer(0.05, partial(soon.set_result, None))
+            await soon
+            self.destroy_timer(timer)
 
     # Requests
 
@@ -313,9 +364,11 @@ class Mask2IVNode(LifecycleNode):
     ) -> Outcome:
         self._open_requests += 1
         try:
+            await self._until_inputs_arrive()
             job = self._accept(message, door, on_progress)
             on_accept(job)
-            outcome = await self._finish(job.future)
+            await self._until_done(job.future)
+            outcome = job.future.result()
             if outcome.code == 'NONE':
                 self._announce(job, outcome)
         except CancelledError:  # while it waited
@@ -365,8 +418,8 @@ class Mask2IVNode(LifecycleNode):
         result.plans = [message for _, message in outcome.plans]
         return result
 
-    async def _finish(self, work: Future):
-        """Wait for another thread's work without holding up the executor; gives its result, or raises."""
+    async def _until_done(self, work: Future):
+        """Wait for another thread's work without holding up the executor."""
         done = rclpy.task.Future()
 
         def wake(_):
@@ -375,7 +428,6 @@ class Mask2IVNode(LifecycleNode):
 
         work.add_done_callback(wake)
         await done
-        return work.result()
 
     # Export
 
@@ -385,7 +437,9 @@ class Mask2IVNode(LifecycleNode):
             plans = self._find_plans(request.plan_ids)
             root = Path(self._value('dataset_root')).expanduser()
             name = request.dataset_name or 'plans'
-            path, episodes = await self._finish(self._exports.submit(export_plans, plans, root, name))
+            work = self._exports.submit(export_plans, plans, root, name)
+            await self._until_done(work)
+            path, episodes = work.result()
             response.dataset_path, response.episode_indices = str(path), episodes
             self.get_logger().info(f'Wrote episodes {list(episodes)} to {path}')
         except ExportError as error:
@@ -417,8 +471,8 @@ class Mask2IVNode(LifecycleNode):
             level, text = DiagnosticStatus.WARN, f'incompatible QoS on {", ".join(self._qos_problems)}'
         elif self._state != 'active':
             level = DiagnosticStatus.WARN
-            if self._state == 'unconfigured' and self._last_error:
-                level, text = DiagnosticStatus.ERROR, self._last_error
+            if self._state == 'unconfigured' and self._load_error:
+                level, text = DiagnosticStatus.ERROR, self._load_error
         values = {
             'state': self._state,
             'model': self._worker.model_name,
@@ -459,10 +513,11 @@ class Mask2IVNode(LifecycleNode):
         """Whether somebody still waits for an answer."""
         return self._open_requests > 0
 
-    def close(self):
-        """End the threads; call it after a shutdown transition."""
-        self._worker.shutdown()
-        self._exports.shutdown(cancel_futures=True)
+    def close(self, timeout: float) -> bool:
+        """End the threads after a shutdown transition. Returns whether they do within `timeout` seconds."""
+        self._action_server.destroy()  # destroy_node forgets it
+        self._exports.shutdown(wait=False, cancel_futures=True)
+        return self._worker.shutdown(timeout) and not self.has_open_requests
 
 
 def main(args: list[str] | None = None) -> int:
@@ -501,10 +556,15 @@ def main(args: list[str] | None = None) -> int:
             spin_some()
         for _ in range(3):  # an action's result is a task of its own
             spin_some(0.1)
-    node.close()
+    is_idle = node.close(timeout=1.0)
     executor.shutdown()
     node.destroy_node()
     rclpy.try_shutdown()
+    if (
+        not is_idle
+    ):  # a thread imports torch or decodes, which nothing can interrupt; there is nothing to save
+        sys.stdout.flush()
+        os._exit(0)
     return 0
 
 

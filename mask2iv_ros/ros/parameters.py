@@ -78,6 +78,17 @@ TABLE = (
 )
 
 
+RELIABILITY = 'auto|reliable|best_effort|system_default'
+
+
+def declare_reliability(node: Node, name: str):
+    """Declare a subscription's QoS override for reliability, with `auto` for what its publishers offer."""
+    description = f'{RELIABILITY}; auto: reliable if every publisher of the topic is, else best effort'
+    value = node.declare_parameter(name, 'auto', ParameterDescriptor(description=description, read_only=True))
+    if not re.fullmatch(RELIABILITY, value.value):
+        raise ValueError(f'{name}: expected a value that matches {RELIABILITY}, got {value.value!r}')
+
+
 def declare_parameters(node: Node):
     """Declare every row on `node`, and refuse values that a row does not allow.
 

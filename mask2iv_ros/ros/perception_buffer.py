@@ -10,7 +10,6 @@ import struct
 from collections import deque
 from typing import NamedTuple
 
-
 #: Nanoseconds by which sets of messages may differ and still be equally close: far less than a frame.
 JITTER = 5_000_000
 

@@ -16,7 +16,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from mask2iv_ros.msg import InteractionRequest
-from mask2iv_ros.ros.conversions import read_colour, read_depth, read_intrinsics, read_mask
+from mask2iv_ros.ros.conversions import ImageError, read_colour, read_depth, read_intrinsics, read_mask
 from mask2iv_ros.ros.perception_buffer import PerceptionBuffer
 
 if TYPE_CHECKING:
@@ -155,7 +155,10 @@ def _choose_messages(
     now: int,
     source: Callable[[str], str],
 ) -> dict[str, Image | CameraInfo]:
-    """The request's own images, completed from the topics with those that are closest in stamp."""
+    """The request's own images, completed from the topics with those that are closest in stamp.
+
+    The request's own image is completed only with what must be there (the object mask) or fits its stamp.
+    """
     own = {
         name: getattr(message, name)
         for name in ('image', 'object_mask', 'actor_mask', 'goal_mask')
@@ -165,16 +168,16 @@ def _choose_messages(
         if name not in own and buffer.newest(name) is None:
             raise RequestError(code, f'no {name} in the request and none received yet on {source(name)}')
 
-    masks = [name for name in ('object_mask', 'actor_mask') if name not in own]
+    missing = [name for name in ('object_mask', 'actor_mask') if name not in own]
     if 'image' in own:
         stamp = own['image'].header.stamp
         reference = stamp.sec * 1_000_000_000 + stamp.nanosec
-        # An image without a stamp cannot be matched: the caller takes the newest messages for what it shows.
-        find = (lambda name: buffer.closest(name, reference)) if reference else buffer.newest
-        chosen = {name: found for name in masks if (found := find(name))}
+        chosen = {name: buffer.closest(name, reference) for name in missing if buffer.newest(name)}
+        if not reference:  # it cannot be matched, so the caller takes the newest mask for what it shows
+            chosen = {name: buffer.newest(name) for name in missing if name == 'object_mask'}
     else:
         oldest = now - round(limits.max_age * 1e9) if limits.max_age else 0
-        chosen, _ = buffer.matching('image', masks, oldest)
+        chosen, _ = buffer.matching('image', missing, oldest)
         reference = chosen['image'].stamp
         if reference < oldest:
             raise RequestError(
@@ -182,13 +185,15 @@ def _choose_messages(
                 f'image: the newest on {source("image")} is {(now - reference) / 1e9:.3f} s old, '
                 f"expected at most {limits.max_age} s (the node's parameter max_age)",
             )
-        find = lambda name: buffer.closest(name, reference)  # noqa: E731
 
     def difference(found) -> float:
-        return abs(found.stamp - reference) / 1e9 if reference else 0.0
+        return abs(found.stamp - reference) / 1e9
 
-    for name in masks:
+    for name in missing if reference else ():
         if name in chosen and difference(chosen[name]) > limits.max_stamp_difference:
+            if name == 'actor_mask' and 'image' in own:
+                del chosen[name]
+                continue
             raise RequestError(
                 'STALE_INPUT',
                 f'{name}: the closest stamp on {source(name)} is {difference(chosen[name]):.3f} s from the '
@@ -196,7 +201,7 @@ def _choose_messages(
                 'max_stamp_difference)',
             )
     # Depth and calibration are extras: without a fitting one the plan only lacks its 3-D path.
-    depth = find('depth')
+    depth = buffer.closest('depth', reference)
     if depth and difference(depth) <= limits.max_stamp_difference:
         chosen['depth'] = depth
     if calibration := buffer.newest('camera_info'):  # often latched, once
@@ -217,4 +222,7 @@ def _read_geometry(messages: dict) -> tuple[np.ndarray | None, np.ndarray | None
     intrinsics = read_intrinsics(messages['camera_info'])
     if intrinsics is None:
         return None, None, 'camera_info is not calibrated'
-    return read_depth(messages['depth']), intrinsics, ''
+    try:
+        return read_depth(messages['depth']), intrinsics, ''
+    except ImageError as error:
+        return None, None, str(error)

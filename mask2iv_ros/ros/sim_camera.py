@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import numpy as np
@@ -9,7 +10,6 @@ import rclpy
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
-from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
@@ -54,7 +54,8 @@ class SimCamera(Node):
             ),
         }
         self._camera_publishers = {
-            name: self.create_publisher(type(message), name, qos_profile_sensor_data)
+            # Reliable, which serves best-effort subscribers too: else Fast DDS loses most large images.
+            name: self.create_publisher(type(message), name, 5)
             for name, message in self._messages.items()
         }
         self.create_timer(1 / rate, self._publish)
@@ -82,6 +83,7 @@ def main(args: list[str] | None = None) -> int:
         rclpy.logging.get_logger('sim_camera').fatal(str(error))
         return 2
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would hit MuJoCo's clean-up
         rclpy.try_shutdown()
     return 0
 

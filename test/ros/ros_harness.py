@@ -72,6 +72,10 @@ class Peer:
             assert time.monotonic() < end, 'the condition did not come true in time'
             self.executor.spin_once(timeout_sec=0.1)
 
+    def spin_for(self, seconds: float):
+        end = time.monotonic() + seconds
+        self.spin_until(lambda: time.monotonic() > end)
+
     def call(self, kind, name: str, timeout: float = 60.0, **fields):
         """Call a service and return its response."""
         service = self.node.create_client(kind, name)

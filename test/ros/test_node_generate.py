@@ -127,6 +127,7 @@ def test_nan_depth_leaves_out_the_path_only(client, camera, scene_messages):
 
 
 def test_a_plan_is_published_and_played_once(client, peer, scene):
+    client.generate(**scene, task='push')
     seen = {'overlay': [], 'video': [], 'plan': [], 'path': []}
     for name, kind, topic, qos in (
         ('overlay', Image, 'mask_overlay', 10),
@@ -135,14 +136,14 @@ def test_a_plan_is_published_and_played_once(client, peer, scene):
         ('path', Path, 'object_path', LATCHED),
     ):
         peer.node.create_subscription(kind, f'/mask2iv/{topic}', seen[name].append, qos)
-    peer.spin_until(lambda: seen['plan'])  # latched: that of an earlier test
+    peer.spin_until(lambda: seen['plan'] and seen['path'])  # latched: the plan before the subscription
+    peer.spin_for(1.0)  # until it is played
     for messages in seen.values():
         messages.clear()
 
     (plan,) = client.generate(**scene, task='push')
     peer.spin_until(lambda: len(seen['video']) >= FRAMES and len(seen['overlay']) >= FRAMES)
-    end = time.monotonic() + 0.5
-    peer.spin_until(lambda: time.monotonic() > end)  # nothing more comes
+    peer.spin_for(0.5)  # nothing more comes
     assert len(seen['video']) == len(seen['overlay']) == FRAMES
     assert [received.id for received in seen['plan']] == [plan.id]
     assert len(seen['path']) == 1

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 
+import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import State, Transition
@@ -17,7 +18,7 @@ from sensor_msgs.msg import Image
 
 from mask2iv_ros.ros.client import InteractionClient, InteractionError, make_request
 
-LONG = 1000  # denoising steps
+LONG = 900  # denoising steps
 
 
 @pytest.fixture(scope='module')
@@ -125,6 +126,24 @@ def test_incompatible_qos_is_reported(node, peer):
     peer.node.destroy_publisher(publisher)
 
 
+def test_inputs_are_reliable_exactly_if_all_publishers_are(node, peer):
+    # Best effort alone would connect to all, but loses most large images even on one machine.
+    def offers(policy):
+        return peer.node.create_publisher(Image, 'object_mask', QoSProfile(depth=1, reliability=policy))
+
+    def is_reliable() -> bool:
+        subscriptions = peer.node.get_subscriptions_info_by_topic('/object_mask')
+        return [s.qos_profile.reliability for s in subscriptions] == [ReliabilityPolicy.RELIABLE]
+
+    assert not is_reliable()
+    reliable = offers(ReliabilityPolicy.RELIABLE)
+    peer.spin_until(is_reliable)
+    best_effort = offers(ReliabilityPolicy.BEST_EFFORT)
+    peer.spin_until(lambda: not is_reliable())
+    peer.node.destroy_publisher(reliable)
+    peer.node.destroy_publisher(best_effort)
+
+
 def test_deactivation_cancels_requests(node, peer, scene):
     with InteractionClient() as client:
         plans = client.generate_async(**scene, task='push', num_inference_steps=LONG)
@@ -147,17 +166,38 @@ def test_cleanup_and_another_round(node, peer, scene):
     assert generate(peer, **scene, task='push').error_code == GenerateInteraction.Response.NONE
 
 
+def test_a_request_right_after_activation_waits_for_the_first_messages(node, peer, scene_messages):
+    publishers = {name: peer.node.create_publisher(Image, name, 5) for name in scene_messages}
+
+    def publish():
+        stamp = peer.node.get_clock().now().to_msg()
+        for name, message in scene_messages.items():
+            message.header.stamp = stamp
+            publishers[name].publish(message)
+
+    timer = peer.node.create_timer(0.2, publish)
+    assert change(peer, 'deactivate')
+    assert change(peer, 'activate')
+    answer = generate(peer, task='push')
+    assert answer.error_msg == ''
+    labels = np.frombuffer(answer.plans[0].masks.frames[0].data, np.uint8)
+    assert set(labels) == {0, 1, 2}  # the optional actor was waited for too
+    peer.node.destroy_timer(timer)
+    for publisher in publishers.values():
+        peer.node.destroy_publisher(publisher)
+
+
 def test_a_model_that_fails_while_it_generates_is_named(node, peer, tiny_model, tmp_path, scene):
     broken = tmp_path / 'broken'
     shutil.copytree(tiny_model, broken)
     config = broken / 'scheduler/scheduler_config.json'
-    config.write_text(json.dumps(json.loads(config.read_text()) | {'num_train_timesteps': 3}))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {'num_train_timesteps': 999}))
     assert change(peer, 'deactivate')
     assert change(peer, 'cleanup')
     assert set_parameter(peer, 'model', string=str(broken)) == ''
     assert change(peer, 'configure')
     assert change(peer, 'activate')
-    answer = generate(peer, **scene, task='push', num_inference_steps=10)
+    answer = generate(peer, **scene, task='push', num_inference_steps=1000)
     assert answer.error_code == GenerateInteraction.Response.GENERATION_FAILED
     assert 'num_inference_steps' in answer.error_msg
     assert generate(peer, **scene, task='push').error_code == GenerateInteraction.Response.NONE
@@ -166,7 +206,7 @@ def test_a_model_that_fails_while_it_generates_is_named(node, peer, tiny_model, 
 def test_a_request_that_nobody_waits_for_is_dropped(node, peer, scene):
     # A client that leaves is known at once; one that is killed, after DDS's 20 seconds.
     with InteractionClient() as leaver:
-        leaver.generate_async(**scene, task='push', num_inference_steps=3)
+        leaver.generate_async(**scene, task='push', num_inference_steps=LONG)
         time.sleep(0.5)
     node.wait_for('no client is waiting for the result', timeout=10)
 
@@ -177,12 +217,13 @@ def test_sigterm_answers_the_last_request_and_ends_cleanly(node, peer, scene):
 
         def ask():
             with pytest.raises(InteractionError) as refusal:
-                client.generate(**scene, task='push', num_inference_steps=3, num_samples=8, timeout=30)
+                client.generate(**scene, task='push', num_inference_steps=LONG, timeout=30)
             answers.append(str(refusal.value))
 
         caller = threading.Thread(target=ask)
+        client.wait_until_ready()
         caller.start()
-        time.sleep(0.3)
+        time.sleep(1.0)
         assert node.stop(signal.SIGTERM) == 0
         caller.join(10)
     assert answers == ['CANCELLED: the node is shutting down']

@@ -11,7 +11,8 @@ from mask2iv_ros.msg import InteractionRequest
 from mask2iv_ros.srv import GenerateInteraction
 from rcl_interfaces.srv import DescribeParameters
 from ros_harness import HEIGHT, WIDTH, set_parameter
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
 
 from mask2iv_ros.ros.client import InteractionError, make_request
 from mask2iv_ros.ros.conversions import write_image
@@ -134,13 +135,20 @@ def test_a_mask_of_another_size_on_its_topic(client, camera, scene_messages):
     refused(client, 'SIZE_MISMATCH', 'object_mask: 79 x 60', task='push')
 
 
-def test_depth_of_an_unknown_encoding(client, camera, scene_messages):
-    from sensor_msgs.msg import CameraInfo
-
+def test_depth_of_an_unknown_encoding_costs_the_path_only(client, camera, node, scene_messages):
     calibration = CameraInfo(width=WIDTH, height=HEIGHT, k=[100.0, 0, 39.5, 0, 100.0, 29.5, 0, 0, 1])
     depth = write_image(np.ones((HEIGHT, WIDTH, 3), np.uint8), 'rgb8')
     camera.publish(**scene_messages, depth=depth, camera_info=calibration)
-    refused(client, 'UNSUPPORTED_ENCODING', 'depth', '16UC1', task='push')
+    assert client.generate(task='push')[0].object_path.poses == []
+
+
+def test_an_image_in_the_request_needs_nothing_from_the_topics(client, camera, scene, scene_messages):
+    camera.publish(**scene_messages)  # of another size, and now
+    image = np.zeros((HEIGHT // 2, WIDTH, 3), np.uint8)
+    mask = image[..., 0] + 1
+    assert client.generate(image=image, object_mask=mask, task='push')
+    stamped = write_image(image, 'rgb8', Header(stamp=camera.stamp(age=100)))
+    assert client.generate(image=stamped, object_mask=mask, task='push')
 
 
 def test_too_little_memory(client, node, scene):

@@ -1,0 +1,71 @@
+"""The README keeps its word: its commands parse, its tables are those of the code, its pictures exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mask2iv_ros.cli import build_parser
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / 'README.md').read_text()
+BLOCKS = re.findall(r'```(\w+)\n(.*?)```', README, re.DOTALL)
+
+
+def commands(program: str) -> list[str]:
+    lines = [
+        line.split('  #')[0].strip() for kind, text in BLOCKS if kind == 'bash' for line in text.splitlines()
+    ]
+    return [line for line in lines if line.startswith(program + ' ')]
+
+
+@pytest.mark.parametrize('command', commands('mask2iv'))
+def test_every_mask2iv_command_parses(command):
+    args = build_parser().parse_args(shlex.split(command)[1:])
+    assert callable(args.function)
+
+
+@pytest.mark.parametrize('command', commands('make'))
+def test_every_make_target_exists(command):
+    targets = re.findall(r'^([\w ]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE)
+    assert command.split()[1] in ' '.join(targets).split()
+
+
+@pytest.mark.parametrize('code', [text for kind, text in BLOCKS if kind == 'python'])
+def test_python_examples_compile(code):
+    compile(code, 'README.md', 'exec')
+
+
+def test_error_codes_are_those_of_the_interface():
+    interface = (ROOT / 'srv' / 'GenerateInteraction.srv').read_text()
+    defined = {
+        (int(value), name) for name, value in re.findall(r'^uint16 (\w+)=(\d+)', interface, re.MULTILINE)
+    }
+    told = {(int(value), name) for value, name in re.findall(r'(\d+) `([A-Z_]+)`', README)}
+    assert told == defined - {(0, 'NONE')}
+
+
+def test_action_and_service_have_the_same_codes():
+    codes = [
+        re.findall(r'^uint16 (\w+)=(\d+)', (ROOT / path).read_text(), re.MULTILINE)
+        for path in ('srv/GenerateInteraction.srv', 'action/GenerateInteraction.action')
+    ]
+    assert codes[0] == codes[1]
+
+
+def test_parameters_are_those_of_the_file():
+    parameters = yaml.safe_load((ROOT / 'config' / 'mask2iv.yaml').read_text())['/**']['ros__parameters']
+    table = README.split('| parameter | default |')[1].split('\n\n')[0]
+    told = set()
+    for row in table.splitlines()[2:]:
+        told.update(re.findall(r'`(\w+)`', row.split('|')[1]))
+    assert told == set(parameters)
+
+
+def test_pictures_and_links_exist():
+    links = re.findall(r'\]\((?!http)([^)#]+)\)', README)
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
