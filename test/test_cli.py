@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_model import build_tiny_model
 
 from mask2iv_ros.cli import build_parser
 from mask2iv_ros.data.lerobot import read_clips
+from tiny_model import build_tiny_model
 
 DATA = Path(__file__).parent / 'data'
 

@@ -4,10 +4,10 @@ import json
 import pickle
 
 import pytest
-import reference
 import torch
 from safetensors.torch import save_file
 
+import reference
 from mask2iv_ros.models.conversion import (
     convert_checkpoint,
     convert_ldm_resampler,

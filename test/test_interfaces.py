@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from mask2iv_ros import labels
 from mask2iv_ros.action import GenerateInteraction as GenerateInteractionAction
 from mask2iv_ros.msg import InteractionPlan, InteractionRequest, MaskTrajectory
 from mask2iv_ros.srv import ExportDemonstration, GenerateInteraction
-
-from mask2iv_ros import labels
 
 REPOSITORY = Path(__file__).parents[1]
 FILES = sorted(path for kind in ('msg', 'srv', 'action') for path in (REPOSITORY / kind).iterdir())

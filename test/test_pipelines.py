@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from tiny_model import build_tiny_pipeline
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.pipelines.components import keep_observed
 from mask2iv_ros.pipelines.interaction_video import InteractionVideoPipeline
 from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
 from mask2iv_ros.pipelines.mask_trajectory import MaskTrajectoryPipeline, trajectory_condition
+from tiny_model import build_tiny_pipeline
 
 
 @pytest.fixture(scope='module')

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from tiny_model import build_tiny_pipeline
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.planning.generate import (
@@ -15,6 +14,7 @@ from mask2iv_ros.planning.generate import (
     score_trajectory,
 )
 from mask2iv_ros.planning.path import lift_path
+from tiny_model import build_tiny_pipeline
 
 
 @pytest.fixture(scope='module')

@@ -1,8 +1,8 @@
 """What mask2iv_ros/models/resampler.py promises."""
 
-import reference
 import torch
 
+import reference
 from mask2iv_ros.models.resampler import Resampler
 
 

@@ -1,9 +1,9 @@
 """What mask2iv_ros/models/scheduling_ddim.py promises."""
 
 import pytest
-import reference
 import torch
 
+import reference
 from mask2iv_ros.models.scheduling_ddim import RescaledDDIMScheduler
 
 

@@ -1,9 +1,9 @@
 """What mask2iv_ros/models/unet.py promises."""
 
 import pytest
-import reference
 import torch
 
+import reference
 from mask2iv_ros.models.unet import DynamiCrafterAttention, DynamiCrafterUNet, TemporalConvBlock
 
 #: A model of the shape of `mask2iv-sim`'s, smaller.

@@ -17,11 +17,11 @@ pytest.importorskip('rclpy')
 os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 99)
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 
-from ros_harness import HEIGHT, TEST_FOLDER, WIDTH, Camera, NodeProcess, Peer, package_env
 from sensor_msgs.msg import Image
 
 from mask2iv_ros.ros.client import InteractionClient
 from mask2iv_ros.ros.conversions import write_image
+from ros_harness import HEIGHT, TEST_FOLDER, WIDTH, Camera, NodeProcess, Peer, package_env
 
 
 @pytest.fixture(scope='session')

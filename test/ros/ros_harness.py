@@ -96,6 +96,7 @@ class Camera:
 
     def __init__(self, peer: Peer):
         self.peer = peer
+        self.is_connected = False
         kinds = {'image': Image, 'object_mask': Image, 'actor_mask': Image, 'depth': Image}
         self.publishers = {
             name: peer.node.create_publisher(kind, name, qos_profile_sensor_data)
@@ -104,7 +105,10 @@ class Camera:
 
     def publish(self, age: float = 0.0, **messages):
         """Publish messages, each stamped `age` seconds ago unless it has a stamp, and let them arrive."""
-        self.peer.spin_until(lambda: all(p.get_subscription_count() for p in self.publishers.values()))
+        if not self.is_connected:
+            self.peer.spin_until(lambda: all(p.get_subscription_count() for p in self.publishers.values()))
+            self.peer.spin_for(1.0)  # the node's side of the connection is not seen from here
+            self.is_connected = True
         header = Header(stamp=self.stamp(age), frame_id='camera_optical_frame')
         for name, message in messages.items():
             if message.header.stamp == Time():

@@ -5,12 +5,12 @@ import subprocess
 
 import numpy as np
 import pytest
-from mask2iv_ros.msg import InteractionPlan
-from ros_harness import set_parameter
 from unique_identifier_msgs.msg import UUID
 
+from mask2iv_ros.msg import InteractionPlan
 from mask2iv_ros.ros.client import InteractionError
 from mask2iv_ros.ros.conversions import read_colour
+from ros_harness import set_parameter
 
 NAMESPACE = ('unshare', '--user', '--map-root-user', '--mount')
 

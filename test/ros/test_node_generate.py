@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from action_msgs.msg import GoalStatus
 from action_msgs.srv import CancelGoal
-from mask2iv_ros.msg import InteractionPlan, MaskTrajectory
 from nav_msgs.msg import Path
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from ros_harness import HEIGHT, WIDTH, separate_process
 from sensor_msgs.msg import CameraInfo, Image
 
+from mask2iv_ros.msg import InteractionPlan, MaskTrajectory
 from mask2iv_ros.ros.client import InteractionClient, InteractionError
 from mask2iv_ros.ros.conversions import read_colour, write_image
+from ros_harness import HEIGHT, WIDTH, separate_process
 
 FRAMES = 8  # of the tiny model
 LONG = 1000  # steps; many seconds
@@ -183,7 +183,8 @@ def test_a_running_goal_is_cancelled_between_two_steps(client, scene):
 def test_two_requests_at_once_are_both_answered_in_order(client, scene):
     feedback = []
     with InteractionClient() as other:
-        first = client.generate_async(**scene, task='first', num_inference_steps=30)
+        other.wait_until_ready()
+        first = client.generate_async(**scene, task='first', num_inference_steps=100)
         time.sleep(0.2)
         second = other.generate_async(on_feedback=feedback.append, **scene, task='second')
         wait([first, second], 60)
@@ -197,6 +198,8 @@ def test_two_requests_at_once_are_both_answered_in_order(client, scene):
 def test_a_full_queue_refuses_and_a_queued_goal_is_cancelled_at_once(client, scene):
     clients = [client, *(InteractionClient() for _ in range(3))]
     try:
+        for other in clients:
+            other.wait_until_ready()
         running = client.generate_async(**scene, task='running', num_inference_steps=LONG)
         time.sleep(0.3)
         waiting = [c.generate_async(**scene, task='waiting') for c in clients[1:3]]

@@ -11,12 +11,12 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
-from mask2iv_ros.srv import GenerateInteraction
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from ros_harness import set_parameter
 from sensor_msgs.msg import Image
 
 from mask2iv_ros.ros.client import InteractionClient, InteractionError, make_request
+from mask2iv_ros.srv import GenerateInteraction
+from ros_harness import set_parameter
 
 LONG = 900  # denoising steps
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mask2iv_ros.msg import InteractionRequest
-from mask2iv_ros.srv import GenerateInteraction
 from rcl_interfaces.srv import DescribeParameters
-from ros_harness import HEIGHT, WIDTH, set_parameter
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
+from mask2iv_ros.msg import InteractionRequest
 from mask2iv_ros.ros.client import InteractionError, make_request
 from mask2iv_ros.ros.conversions import write_image
+from mask2iv_ros.srv import GenerateInteraction
+from ros_harness import HEIGHT, WIDTH, set_parameter
 
 
 @pytest.fixture(scope='module', autouse=True)
