@@ -55,7 +55,7 @@ class InteractionVideoPipeline(DiffusionPipeline):
         num_frames: int = 16,
         num_inference_steps: int = 50,
         eta: float = 1.0,
-        fps: float = 15,
+        fps: float = 15.0,
         residual_scale: float | None = None,
     ):
         super().__init__()

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
-from mask2iv_ros.weights import default_model_path
+from mask2iv_ros.weights import default_model_path, unpack
 
 
 class ModelError(RuntimeError):
@@ -34,6 +34,8 @@ def load_pipeline(model: str | Path = '', device: str = 'auto') -> Mask2IVPipeli
         if not (path / 'model_index.json').is_file():
             raise FileNotFoundError(f'{path} is not a model folder: it has no model_index.json')
         dtype = torch.bfloat16 if device.startswith('cuda') else torch.float32
-        return Mask2IVPipeline.from_pretrained(path, torch_dtype=dtype, local_files_only=True).to(device)
+        return Mask2IVPipeline.from_pretrained(unpack(path), torch_dtype=dtype, local_files_only=True).to(
+            device
+        )
     except Exception as error:
         raise ModelError(f'cannot load the model {model or "mask2iv-sim"}: {error}') from error

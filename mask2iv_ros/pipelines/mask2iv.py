@@ -60,11 +60,11 @@ class Mask2IVPipeline(DiffusionPipeline):
         trajectory_image_projector=None,
         video_image_projector=None,
         name: str = 'mask2iv',
-        sample_size: tuple[int, int] = (320, 512),
+        sample_size: tuple = (320, 512),
         num_frames: int = 16,
         num_inference_steps: int = 50,
         eta: float = 1.0,
-        fps: float = 15,
+        fps: float = 15.0,
         trajectory_residual_scale: float | None = None,
         video_residual_scale: float | None = None,
     ):

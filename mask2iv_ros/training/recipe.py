@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from diffusers import ConfigMixin
 
 from mask2iv_ros.data.lerobot import load_metadata, read_clips
 from mask2iv_ros.models.autoencoder import PatchAutoencoderKL
@@ -99,5 +100,8 @@ class Recipe:
             **self.config['sampling'],
         )
         folder = self.folder / 'model'
+        for component in pipeline.components.values():
+            if isinstance(component, ConfigMixin):  # else each remembers the folder that it came from
+                component.register_to_config(_name_or_path='')
         pipeline.to(torch.float16).save_pretrained(folder)
         return folder

@@ -30,12 +30,8 @@ class NodeProcess:
         for argument in arguments:
             command += ['-p', argument]
         self.log = log
-        # A tiny model gains nothing from threads, and on a busy machine they wait for each other.
-        environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
         with log.open('w') as output:
-            self.process = subprocess.Popen(
-                [*prefix, *command], env=environment, stdout=output, stderr=subprocess.STDOUT
-            )
+            self.process = subprocess.Popen([*prefix, *command], stdout=output, stderr=subprocess.STDOUT)
 
     def stop(self, number: int = signal.SIGINT) -> int:
         """Send a signal and return the exit status."""
