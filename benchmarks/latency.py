@@ -2,14 +2,15 @@
 
     . scripts/env.sh && python benchmarks/latency.py
 
-A camera publishes a 640 x 480 scene with depth; a client asks with an empty request. The node reports its own
-times in the plan; transport is what is left of the client's round trip. Medians go to a table and, with every
-single run, to benchmarks/results/latency_<device>.json.
+A camera publishes a 640 x 480 scene with depth five times a second; a client asks with an empty request. The
+node reports its own times in the plan; transport is what is left of the client's round trip. Medians go to a
+table and, with every single run, to benchmarks/results/latency_<device>.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -49,20 +51,29 @@ def scene() -> dict[str, Image | CameraInfo]:
     }
 
 
-def publish(messages: dict) -> None:
-    """Publish the scene once to the node, as soon as it listens."""
+@contextlib.contextmanager
+def camera(messages: dict, rate: float = 5.0):
+    """Publish the scene with fresh stamps, `rate` times a second, from a thread."""
     rclpy.init()
     node = rclpy.create_node('camera')
     publishers = {name: node.create_publisher(type(message), name, 5) for name, message in messages.items()}
-    while not all(publisher.get_subscription_count() for publisher in publishers.values()):
-        time.sleep(0.1)
-    time.sleep(2.0)  # the node looks what its inputs offer once a second
-    header = Header(stamp=node.get_clock().now().to_msg(), frame_id='camera_optical_frame')
-    for name, message in messages.items():
-        message.header = header
-        publishers[name].publish(message)
-    time.sleep(1.0)
-    rclpy.shutdown()
+    stop = threading.Event()
+
+    def publish():
+        while not stop.wait(1 / rate):
+            header = Header(stamp=node.get_clock().now().to_msg(), frame_id='camera_optical_frame')
+            for name, message in messages.items():
+                message.header = header
+                publishers[name].publish(message)
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        rclpy.shutdown()
 
 
 def measure(client: InteractionClient, **fields) -> dict[str, float]:
@@ -94,15 +105,14 @@ def main():
     options = parser.parse_args()
 
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-    parameters = ['-p', f'device:={options.device}', '-p', 'max_age:=0.0', '-p', f'model:={options.model}']
-    if not options.model:
-        parameters = parameters[:-2]
+    parameters = ['-p', f'device:={options.device}']
+    if options.model:
+        parameters += ['-p', f'model:={options.model}']
     command = [sys.executable, '-m', 'mask2iv_ros.ros.node', '--ros-args', *parameters]
     node = subprocess.Popen(command)
     try:
-        with InteractionClient() as client:
+        with camera(scene()), InteractionClient() as client:
             client.wait_until_ready(120)
-            publish(scene())
             kinds = {'whole call': {}, 'trajectory only': {'trajectory_only': True}}
             results = {}
             for name, fields in kinds.items():

@@ -29,6 +29,7 @@ from mask2iv_ros.pipelines.loading import load_pipeline
 from mask2iv_ros.training.arrays import ClipArrays, build_arrays, goal_labels
 
 MOVING = 0.8
+MIN_CLIPS = 30
 
 
 def load_test_arrays(data: Path, size: tuple[int, int], count: int, num_frames: int) -> ClipArrays:
@@ -71,7 +72,7 @@ def evaluate(pipeline, arrays: ClipArrays, seed: int) -> tuple[dict, dict]:
             generator = torch.Generator().manual_seed(seed)
             trajectories[row] = pipeline.trajectory(image, first, text, target, generator=generator).labels[0]
         videos = {'first frame repeated': np.repeat(frames[:1], len(frames), axis=0)}
-        for row in ('oracle', 'text+goal', 'text'):
+        for row in ('oracle', 'text+goal'):
             generator = torch.Generator().manual_seed(seed)
             videos[f'{row} masks'] = pipeline.video(
                 image, trajectories[row][None], generator=generator
@@ -104,6 +105,13 @@ def summarise(scores: dict, moving: np.ndarray) -> dict:
     }
 
 
+def cell(value: dict) -> str:
+    """Mean and interval as text; a dash where too few clips have a value to speak of."""
+    if value['clips'] < MIN_CLIPS:
+        return '-'
+    return f'{value["mean"]:.3f} ({value["low"]:.3f} to {value["high"]:.3f})'
+
+
 def table(summary: dict) -> str:
     """Markdown tables of both stages."""
     lines = []
@@ -115,10 +123,7 @@ def table(summary: dict) -> str:
             lines += ['', f'| {subset} | ' + ' | '.join(columns) + ' |', '|---' * (len(columns) + 1) + '|']
             for row, values in rows.items():
                 if columns[0] in values:
-                    cells = [
-                        f'{values[c]["mean"]:.3f} ({values[c]["low"]:.3f} to {values[c]["high"]:.3f})'
-                        for c in columns
-                    ]
+                    cells = [cell(values[c]) for c in columns]
                     lines.append(f'| {row} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines[1:]) + '\n'
 
@@ -162,7 +167,7 @@ def main() -> None:
     args.out.with_suffix('.json').write_text(json.dumps(result, indent=1) + '\n')
     args.out.with_suffix('.md').write_text(table(summary))
     for task, rows in pictures.items():
-        write_png(args.out.parent / f'{args.out.name}_{task}.png', contact_sheet(rows, width=1280))
+        write_png(args.out.parent / f'{args.out.name}_{task}.jpg', contact_sheet(rows, width=1280))
     print(table(summary))
 
 

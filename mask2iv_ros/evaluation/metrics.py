@@ -44,7 +44,7 @@ def psnr(predicted: np.ndarray, truth: np.ndarray, pixels: np.ndarray | None = N
 
 def ssim(predicted: np.ndarray, truth: np.ndarray) -> float:
     """Mean SSIM (11 x 11 Gaussian, torchmetrics) over frames 1.. of (T, H, W, 3) uint8 videos."""
-    as_tensor = [torch.from_numpy(video[1:]).movedim(-1, 1).double() for video in (predicted, truth)]
+    as_tensor = [torch.from_numpy(video[1:]).movedim(-1, 1).float() for video in (predicted, truth)]
     return structural_similarity_index_measure(*as_tensor, data_range=255.0).item()
 
 

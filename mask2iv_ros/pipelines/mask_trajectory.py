@@ -125,7 +125,9 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
         for label in (lb.OBJECT, lb.ACTOR, lb.PART):
             # Not a rim that the VAE lost in frame 0 already, when the mask beside it has moved away.
             keep &= (observed != label) | lb.dilate(decoded == label, 5)
-        return np.where(keep, observed, decoded)
+        merged = np.where(keep, observed, decoded)
+        closed = (lb.close_holes(merged == label, 3) for label in (lb.OBJECT, lb.ACTOR, lb.PART))
+        return np.where(merged == lb.BACKGROUND, lb.combine_masks(*closed), merged)  # seams between the two
 
     @torch.no_grad()
     def __call__(

@@ -177,7 +177,10 @@ def _choose_messages(
             chosen = {name: buffer.newest(name) for name in missing if name == 'object_mask'}
     else:
         oldest = now - round(limits.max_age * 1e9) if limits.max_age else 0
-        chosen, _ = buffer.matching('image', missing, oldest)
+        for names in ([*missing, 'depth'], missing):  # rather a slightly older set than one without its depth
+            chosen, spread = buffer.matching('image', names, oldest)
+            if spread <= limits.max_stamp_difference * 1e9:
+                break
         reference = chosen['image'].stamp
         if reference < oldest:
             raise RequestError(

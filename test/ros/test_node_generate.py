@@ -1,5 +1,6 @@
 """Plans over service, action and topics; several callers, cancelling, and callers that vanish."""
 
+import copy
 import time
 from concurrent.futures import wait
 
@@ -115,6 +116,14 @@ def test_an_empty_request_takes_the_newest_messages_and_depth_gives_a_path(clien
     assert first.pose.position.z == pytest.approx(0.8)
     assert first.pose.position.x == pytest.approx(0, abs=0.01)  # the object is in the middle of the image
     assert first.pose.orientation.w == 1.0
+
+
+def test_a_complete_older_set_is_taken_before_a_newer_one_without_depth(client, camera, scene_messages):
+    depth = write_image(np.full((HEIGHT, WIDTH), 0.8, np.float32), '32FC1')
+    calibration = CameraInfo(width=WIDTH, height=HEIGHT, k=[100.0, 0, 39.5, 0, 100.0, 29.5, 0, 0, 1])
+    camera.publish(**copy.deepcopy(scene_messages), depth=depth, camera_info=calibration)
+    camera.publish(**scene_messages)  # its depth is still on the way
+    assert len(client.generate(task='push')[0].object_path.poses) == FRAMES
 
 
 def test_nan_depth_leaves_out_the_path_only(client, camera, scene_messages):
