@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from mask2iv_ros.labels import PART
+from mask2iv_ros.labels import BACKGROUND, PART
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,15 @@ def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize one (H, W) uint8 label image to `size` (height, width); each pixel takes its largest share."""
     if labels.shape == size:
         return labels
-    shares = [_resize((labels == label).astype(np.float32), size) for label in range(PART + 1)]
-    return np.argmax(shares, axis=0).astype(np.uint8)
+    resized = np.zeros(size, np.uint8)
+    largest = _resize((labels == BACKGROUND).astype(np.uint8) * 255, size)
+    for label in range(1, PART + 1):
+        mask = labels == label
+        if mask.any():
+            share = _resize(mask.astype(np.uint8) * 255, size)
+            resized[share > largest] = label
+            np.maximum(largest, share, out=largest)
+    return resized
 
 
 def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
