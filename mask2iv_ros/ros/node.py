@@ -522,9 +522,9 @@ class Mask2IVNode(LifecycleNode):
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; waiting callers still get an answer. Returns the exit status."""
-    # Torch's threads spin while they wait for each other, and on a busy machine stall: a request took 30 s
-    # instead of 0.5 s beside two other processes on two cores. Spinning less costs nothing. Read at import.
-    os.environ.setdefault('GOMP_SPINCOUNT', '1000')
+    # Torch's threads spin while they wait for each other, and on a busy machine stall: beside two other processes
+    # on two cores a request took up to ten times as long. Waiting passively costs nothing that can be measured.
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # read when torch is imported
     # rclpy's own handlers would invalidate the context before the node can say goodbye.
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     stop = threading.Event()
