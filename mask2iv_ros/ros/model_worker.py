@@ -26,6 +26,9 @@ from mask2iv_ros.weights import default_model_path
 
 ABANDONED_CHECK_PERIOD = 0.5  # seconds; asking the middleware for its clients is not free
 
+#: What torch, CUDA and OpenCV say in their several kinds of error.
+OUT_OF_MEMORY = ('out of memory', 'not enough memory', 'insufficient memory', "can't allocate memory")
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -167,7 +170,9 @@ class ModelWorker:
         try:
             return self._generate(job)
         except Exception as error:
-            code, text = _describe(job, error)
+            code, text = describe_error(error)
+            if job.cancel_reason:
+                code, text = 'CANCELLED', job.cancel_reason
             if code == 'GENERATION_FAILED':
                 traceback.print_exc()
         _return_memory()  # only here, because the error's traceback held tensors
@@ -215,22 +220,13 @@ class ModelWorker:
         return Outcome(plans=list(zip(plans, messages, strict=True)), seconds=done - started)
 
 
-def _describe(job: Job, error: Exception) -> tuple[str, str]:
-    """Name of the error code for what went wrong, and a text for the user."""
-    if job.cancel_reason:
-        return 'CANCELLED', job.cancel_reason
-    text = f'{type(error).__name__}: {error}'
-    if isinstance(error, RequestError):
-        return error.code, str(error)
-    if isinstance(code := getattr(error, 'code', None), str):  # planning.InvalidRequest
+def describe_error(error: Exception) -> tuple[str, str]:
+    """Name of the error code for what went wrong with a request, and a text for the user."""
+    if isinstance(code := getattr(error, 'code', None), str):  # RequestError, ImageError, InvalidRequest
         return code, str(error)
-    if isinstance(error, MemoryError) or any(
-        phrase in text.lower() for phrase in ('out of memory', 'not enough memory', "can't allocate memory")
-    ):
-        return (
-            'OUT_OF_MEMORY',
-            f'{text}; ask for fewer samples, a smaller image, or free memory of the device',
-        )
+    text = f'{type(error).__name__}: {" ".join(str(error).split())}'
+    if isinstance(error, MemoryError) or any(phrase in text.lower() for phrase in OUT_OF_MEMORY):
+        return 'OUT_OF_MEMORY', f'{text}; ask for fewer samples or a smaller image, or free memory'
     return 'GENERATION_FAILED', text
 
 

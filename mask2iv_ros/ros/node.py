@@ -41,7 +41,7 @@ from mask2iv_ros.action import GenerateInteraction as GenerateAction
 from mask2iv_ros.msg import InteractionRequest
 from mask2iv_ros.ros.conversions import write_image
 from mask2iv_ros.ros.export import ExportError, export_plans
-from mask2iv_ros.ros.model_worker import Job, ModelWorker, Outcome, Progress
+from mask2iv_ros.ros.model_worker import Job, ModelWorker, Outcome, Progress, describe_error
 from mask2iv_ros.ros.parameters import declare_parameters, declare_reliability
 from mask2iv_ros.ros.perception_buffer import PerceptionBuffer
 from mask2iv_ros.ros.plan_player import PlanPlayer
@@ -374,10 +374,9 @@ class Mask2IVNode(LifecycleNode):
         except CancelledError:  # while it waited
             outcome = Outcome('CANCELLED', job.cancel_reason)
         except Exception as error:
-            code = getattr(error, 'code', 'GENERATION_FAILED')
-            if code == 'GENERATION_FAILED':
-                self.get_logger().error(f'{type(error).__name__} while reading a request: {error}')
-            outcome = Outcome(code, str(error))
+            outcome = Outcome(*describe_error(error))
+            if outcome.code == 'GENERATION_FAILED':
+                self.get_logger().error(traceback.format_exc())
         finally:
             self._open_requests -= 1
         self._last_request = time.strftime('%Y-%m-%dT%H:%M:%S%z')
@@ -522,8 +521,8 @@ class Mask2IVNode(LifecycleNode):
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; waiting callers still get an answer. Returns the exit status."""
-    # Torch's threads spin while they wait for each other, and on a busy machine stall: beside two other processes
-    # on two cores a request took up to ten times as long. Waiting passively costs nothing that can be measured.
+    # Torch's threads spin while they wait for each other, and on a busy machine stall: beside two other
+    # processes on two cores a request took up to ten times as long. Passive waiting costs nothing measurable.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # read when torch is imported
     # rclpy's own handlers would invalidate the context before the node can say goodbye.
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)

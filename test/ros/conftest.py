@@ -34,12 +34,14 @@ def tiny_model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='module')
 def start_node(tmp_path_factory):
-    """Start node processes that end with the module: start_node(name=value, ...)."""
+    """Start mask2iv nodes, or other modules', that end with the test module: start_node(name=value, ...)."""
     nodes = []
 
-    def start(prefix: tuple[str, ...] = (), **parameters) -> NodeProcess:
+    def start(prefix: tuple[str, ...] = (), module: str = 'node', **parameters) -> NodeProcess:
         log = tmp_path_factory.mktemp('node') / 'log.txt'
-        nodes.append(NodeProcess(log, {'device': 'cpu', **parameters}, prefix))
+        if module == 'node':
+            parameters = {'device': 'cpu', **parameters}
+        nodes.append(NodeProcess(log, parameters, prefix, module))
         return nodes[-1]
 
     yield start

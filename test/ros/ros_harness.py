@@ -22,11 +22,11 @@ HEIGHT, WIDTH = 60, 80  #: of the scene
 
 
 class NodeProcess:
-    """A mask2iv node in a process of its own; its output is in `log`."""
+    """A node of the package in a process of its own; its output is in `log`."""
 
-    def __init__(self, log: Path, parameters: dict, prefix: tuple[str, ...] = ()):
+    def __init__(self, log: Path, parameters: dict, prefix: tuple[str, ...] = (), module: str = 'node'):
         arguments = [f'{name}:={value}' for name, value in parameters.items()]
-        command = [sys.executable, '-m', 'mask2iv_ros.ros.node', '--ros-args']
+        command = [sys.executable, '-m', f'mask2iv_ros.ros.{module}', '--ros-args']
         for argument in arguments:
             command += ['-p', argument]
         self.log = log

@@ -1,0 +1,54 @@
+"""The launch files load and start what they promise; only where launch is installed (it is not on PyPI)."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('launch_ros')
+
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+
+import launch
+from mask2iv_ros.ros.requests import INPUTS
+
+FOLDER = Path(__file__).parents[2] / 'launch'
+ARGUMENTS = {'params_file', 'namespace', 'model', 'device', 'autostart', 'log_level'}
+
+
+@pytest.mark.parametrize('name', ['mask2iv', 'demo'])
+def test_every_argument_has_a_default_and_a_description(name):
+    source = PythonLaunchDescriptionSource(str(FOLDER / f'{name}.launch.py'))
+    arguments = source.get_launch_description(launch.LaunchContext()).get_launch_arguments()
+    assert {argument.name for argument in arguments} >= ARGUMENTS | set(INPUTS)
+    assert all(argument.description and argument.default_value is not None for argument in arguments)
+
+
+def test_arguments_reach_the_node_and_empty_ones_do_not(tmp_path):
+    """Runs the launch file, until the node has said what it was told."""
+    description = launch.LaunchDescription(
+        [
+            launch.actions.IncludeLaunchDescription(
+                PythonLaunchDescriptionSource(str(FOLDER / 'mask2iv.launch.py')),
+                launch_arguments={
+                    'model': str(tmp_path / 'no_model'),
+                    'namespace': 'robot1',
+                    'image': '/camera/colour',
+                }.items(),
+            ),
+            launch.actions.RegisterEventHandler(
+                launch.event_handlers.OnProcessIO(on_stderr=lambda event: output.append(event.text.decode()))
+            ),
+            launch.actions.RegisterEventHandler(
+                launch.event_handlers.OnProcessIO(on_stdout=lambda event: output.append(event.text.decode()))
+            ),
+            launch.actions.TimerAction(period=12.0, actions=[launch.actions.Shutdown()]),
+        ]
+    )
+    output = []
+    service = launch.LaunchService(noninteractive=True)
+    service.include_launch_description(description)
+    assert service.run() == 0
+    text = ''.join(output)
+    assert '[robot1.mask2iv]' in text
+    assert f'{tmp_path}/no_model has no model_index.json' in text
+    assert 'Traceback' not in text
