@@ -81,6 +81,12 @@ def test_progress_sees_every_step_with_previews_of_stage_1(pipeline):
     assert seen[2][3] is None
 
 
+def test_previews_can_be_left_out(pipeline):
+    seen = []
+    generate_plans(pipeline, request(), lambda *call: seen.append(call), previews=False)
+    assert [call[3] for call in seen] == [None] * 4
+
+
 def test_cancelled_from_progress_stops(pipeline):
     def cancel(stage, step, num_steps, preview):
         if stage == 'video':

@@ -58,6 +58,7 @@ class Job:
     Args:
         on_progress: called with a `Progress` from any thread.
         is_abandoned: tells that nobody waits for the result any more; such a job is cancelled.
+        previews: whether `on_progress` makes use of previews, which cost time.
     """
 
     def __init__(
@@ -65,10 +66,12 @@ class Job:
         observation: Observation,
         on_progress: Callable[[Progress], None],
         is_abandoned: Callable[[], bool],
+        previews: bool,
     ):
         self.observation = observation
         self.on_progress = on_progress
         self.is_abandoned = is_abandoned
+        self.previews = previews
         self.submitted = time.perf_counter()
         self.future: Future | None = None
         self.cancel_reason = ''
@@ -205,7 +208,7 @@ class ModelWorker:
         if job.is_abandoned():
             job.cancel_reason = 'no client is waiting for the result any more'
         report('trajectory', 0, 0, None)
-        plans = generate_plans(self._pipeline, request, report)
+        plans = generate_plans(self._pipeline, request, report, job.previews)
 
         message_start = time.perf_counter()
         messages = [plan_message(plan, observation) for plan in plans]

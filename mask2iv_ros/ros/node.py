@@ -391,7 +391,12 @@ class Mask2IVNode(LifecycleNode):
         limits = Limits(**{row.name: self._value(row.name) for row in fields(Limits)})
         now = self.get_clock().now().nanoseconds
         observation = read_request(message, self._buffer, limits, now, self._describe_source)
-        job = Job(observation, on_progress, lambda: self.count_clients(self._client_of[door]) == 0)
+        job = Job(
+            observation,
+            on_progress,
+            lambda: self.count_clients(self._client_of[door]) == 0,
+            previews=door == 'action',
+        )
         self._worker.submit(job, self._value('max_queue'))
         if observation.no_path:
             self.get_logger().info(f'No 3-D path: {observation.no_path}', throttle_duration_sec=10.0)
