@@ -32,7 +32,8 @@ def load_pipeline(model: str | Path = '', device: str = 'auto') -> Mask2IVPipeli
     try:
         path = Path(model).expanduser() if model else default_model_path()
         if not (path / 'model_index.json').is_file():
-            raise FileNotFoundError(f'{path} is not a model folder: it has no model_index.json')
+            # diffusers would look for a repository of that name
+            raise FileNotFoundError(f'{path} has no model_index.json: not the folder of a diffusers pipeline')
         dtype = torch.bfloat16 if device.startswith('cuda') else torch.float32
         return Mask2IVPipeline.from_pretrained(unpack(path), torch_dtype=dtype, local_files_only=True).to(
             device

@@ -15,14 +15,12 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from mask2iv_ros.framing import Framing
 from mask2iv_ros.msg import InteractionPlan
 from mask2iv_ros.ros.requests import Observation, RequestError
-from mask2iv_ros.weights import default_model_path
 
 ABANDONED_CHECK_PERIOD = 0.5  # seconds; asking the middleware for its clients is not free
 
@@ -146,24 +144,16 @@ class ModelWorker:
             other.on_progress(Progress('queued', position))
 
     def _load(self, model: str, device: str):
-        path = Path(model).expanduser() if model else default_model_path()
-        if not (path / 'model_index.json').is_file():  # diffusers would look for a repository of that name
-            raise FileNotFoundError(f'{path} has no model_index.json: not the folder of a diffusers pipeline')
-
-        import torch
         from diffusers.utils import logging
 
         import mask2iv_ros.planning.generate  # noqa: F401 - its imports take seconds; not at the first request
-        from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
+        from mask2iv_ros.pipelines.loading import load_pipeline
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        if device == 'auto':
-            device = 'cuda' if torch.cuda.is_available() else 'cpu'
-        dtype = torch.bfloat16 if device.startswith('cuda') else torch.float32
-        pipeline = Mask2IVPipeline.from_pretrained(path, torch_dtype=dtype, local_files_only=True).to(device)
+        pipeline = load_pipeline(model, device)
         pipeline.set_progress_bar_config(disable=True)
-        self._pipeline, self.device, self.model_name = pipeline, device, pipeline.config.name
+        self._pipeline, self.device, self.model_name = pipeline, str(pipeline.device), pipeline.config.name
 
     def _free(self):
         self._pipeline, self.device, self.model_name = None, '', ''
