@@ -5,7 +5,8 @@
 DATA is what `mask2iv simulate` wrote. Rows: stage 1 with text, goal, and both beside the static baseline
 (first mask repeated); stage 2 with oracle and predicted masks beside the first frame repeated. All at the
 model's resolution, frames 1.. of each clip. "Moving" clips are those in which the static baseline's object
-IoU is below 0.8; "moving pixels" differ from frame 0 by more than 20 of 255.
+IoU is below 0.8; "moving pixels" differ from frame 0 by more than 20 of 255. Centroid and contact frame count
+where both have them; `object_kept` (share of frames) and `contact_agrees` (share of clips) say how often.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ import torch
 from tqdm import tqdm
 
 from mask2iv_ros import labels as lb
-from mask2iv_ros.data.lerobot import load_metadata, read_clips
+from mask2iv_ros.data.episodes import open_dataset, read_clips
 from mask2iv_ros.evaluation import metrics
-from mask2iv_ros.evaluation.pictures import contact_sheet, write_png
+from mask2iv_ros.evaluation.pictures import contact_sheet, write_picture
 from mask2iv_ros.pipelines.loading import load_pipeline
 from mask2iv_ros.training.arrays import ClipArrays, build_arrays, goal_labels
 
@@ -32,12 +33,13 @@ MOVING = 0.8
 MIN_CLIPS = 30
 
 
-def load_test_arrays(data: Path, size: tuple[int, int], count: int, num_frames: int) -> ClipArrays:
+def load_test_arrays(
+    data: Path, size: tuple[int, int], count: int, num_frames: int, folder: Path
+) -> ClipArrays:
     """The first `count` test clips at the model's resolution (tasks take turns in a dataset)."""
-    root = data / 'test'
-    count = min(count, load_metadata(root).total_episodes)
-    folder = Path(tempfile.mkdtemp(prefix='mask2iv_test_'))
-    return build_arrays(read_clips(root, episodes=range(count)), count, folder, size, num_frames)
+    reader = open_dataset(data / 'test')
+    count = min(count, len(reader))
+    return build_arrays(read_clips(reader, range(count)), count, folder, size, num_frames)
 
 
 def score_masks(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -45,7 +47,9 @@ def score_masks(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     return {
         'object_iou': metrics.mask_iou(predicted, truth, lb.OBJECT),
         'actor_iou': metrics.mask_iou(predicted, truth, lb.ACTOR),
+        'object_kept': metrics.kept_frames(predicted, truth, lb.OBJECT),
         'object_centroid_px': metrics.centroid_error(predicted, truth, lb.OBJECT),
+        'contact_agrees': float((frames[0] >= 0) == (frames[1] >= 0)),
         'contact_frame_error': float(abs(frames[0] - frames[1])) if min(frames) >= 0 else float('nan'),
     }
 
@@ -117,7 +121,8 @@ def table(summary: dict) -> str:
     lines = []
     for subset, rows in summary.items():
         for columns in (
-            ('object_iou', 'actor_iou', 'object_centroid_px', 'contact_frame_error'),
+            ('object_iou', 'actor_iou', 'object_kept', 'object_centroid_px'),
+            ('contact_agrees', 'contact_frame_error'),
             ('psnr', 'psnr_moving_pixels', 'ssim'),
         ):
             lines += ['', f'| {subset} | ' + ' | '.join(columns) + ' |', '|---' * (len(columns) + 1) + '|']
@@ -138,9 +143,11 @@ def main() -> None:
     args = parser.parse_args()
     pipeline = load_pipeline(args.model)
     config = pipeline.config
-    arrays = load_test_arrays(args.data, tuple(config.sample_size), args.clips, config.num_frames)
-    start = time.monotonic()
-    scores, pictures = evaluate(pipeline, arrays, args.seed)
+    size = tuple(config.sample_size)
+    with tempfile.TemporaryDirectory() as folder:
+        arrays = load_test_arrays(args.data, size, args.clips, config.num_frames, Path(folder))
+        start = time.monotonic()
+        scores, pictures = evaluate(pipeline, arrays, args.seed)
     moving = np.array(scores['static']['object_iou']) < MOVING
     summary = summarise(scores, moving)
     tasks = defaultdict(list)
@@ -167,7 +174,7 @@ def main() -> None:
     args.out.with_suffix('.json').write_text(json.dumps(result, indent=1) + '\n')
     args.out.with_suffix('.md').write_text(table(summary))
     for task, rows in pictures.items():
-        write_png(args.out.parent / f'{args.out.name}_{task}.jpg', contact_sheet(rows, width=1280))
+        write_picture(args.out.parent / f'{args.out.name}_{task}.jpg', contact_sheet(rows, width=1280))
     print(table(summary))
 
 

@@ -35,8 +35,8 @@ def generate_launch_description():
     defaults = {'params_file': os.path.join(share, 'config', 'mask2iv.yaml'), 'log_level': 'info'}
     return LaunchDescription(
         [
-            DeclareLaunchArgument('task', default_value='drawer-open', description='simulated scene'),
-            DeclareLaunchArgument('seed', default_value='10000', description='placement of the scene'),
+            DeclareLaunchArgument('scene', default_value='drawer-open', description='Meta-World task'),
+            DeclareLaunchArgument('seed', default_value='0', description='number of the test scene'),
             DeclareLaunchArgument('rate', default_value='5.0', description='images a second'),
             DeclareLaunchArgument('rviz', default_value=has_rviz(), description='start RViz'),
             *(
@@ -55,7 +55,7 @@ def generate_launch_description():
                 namespace=LaunchConfiguration('namespace'),
                 parameters=[
                     {
-                        'task': LaunchConfiguration('task'),
+                        'scene': LaunchConfiguration('scene'),
                         'seed': ParameterValue(LaunchConfiguration('seed'), value_type=int),
                         'rate': ParameterValue(LaunchConfiguration('rate'), value_type=float),
                     }

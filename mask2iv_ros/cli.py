@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import shutil
 import sys
+import time
 from pathlib import Path
 
 import mask2iv_ros
 
 #: No command needs the network; without this, libraries try to look for newer files.
 OFFLINE = {'HF_HUB_OFFLINE': '1', 'TRANSFORMERS_OFFLINE': '1'}
+
+SOURCE_HELP = 'folder of LeRobot v3, BridgeData V2, HOI4D or a prepared benchmark, or HDF5 file(s)'
 
 
 def config_path(name: str) -> Path:
@@ -22,26 +27,60 @@ def config_path(name: str) -> Path:
 
 
 def read_image(path: Path):
-    """Read a picture as (H, W, 3) uint8 RGB."""
+    """Read a picture as (H, W, 3) uint8 RGB; ValueError if it has more than 8 bits a channel."""
     import numpy as np
-    from PIL import Image
 
-    return np.asarray(Image.open(path).convert('RGB'))
+    return np.asarray(_open_picture(path).convert('RGB'))
 
 
 def read_mask(path: Path):
-    """Read a mask picture as (H, W) bool: every pixel that is not black."""
-    return read_image(path).any(axis=-1)
+    """Read a mask picture as (H, W) bool: every pixel that is not black, and not transparent."""
+    import numpy as np
+
+    image = _open_picture(path)
+    mask = np.asarray(image.convert('RGB')).any(axis=-1)
+    if 'A' in image.getbands():
+        mask &= np.asarray(image.getchannel('A')) > 0
+    if mask.all():
+        raise ValueError(f'{path}: every pixel is object; expected a black background')
+    return mask
+
+
+def _open_picture(path: Path):
+    from PIL import Image
+
+    try:
+        image = Image.open(path)
+        image.load()
+    except Image.DecompressionBombError as error:
+        raise ValueError(f'{path}: {error}') from error
+    if image.mode not in ('1', 'L', 'LA', 'P', 'RGB', 'RGBA'):
+        raise ValueError(f'{path}: expected 8 bits a channel, got a picture of mode {image.mode}')
+    return image
 
 
 def simulate(args: argparse.Namespace) -> None:
-    from mask2iv_ros.data.metaworld import TASKS, simulate
+    from mask2iv_ros.data.metaworld import simulate
+    from mask2iv_ros.data.metaworld_tasks import SIZES
 
-    tasks = args.tasks or list(TASKS)
-    for split, episodes in (('train', args.episodes), ('test', args.test_episodes)):
-        if episodes:
-            manifest = simulate(args.out, split, tasks, episodes, args.workers, args.height, args.width)
-            print(f'{args.out / split}: {len(tasks)} tasks x {episodes}, sha256 {manifest["sha256"]}')
+    if args.size not in SIZES:
+        raise ValueError(f'unknown size {args.size!r}; known: {", ".join(SIZES)}')
+    for name, split in SIZES[args.size].items():
+        options = vars(split).copy()
+        if args.tasks:
+            options['tasks'] = args.tasks
+        wanted = args.episodes if name == 'train' else args.test_episodes
+        if wanted is not None:
+            options['episodes'] = wanted
+        if not options['episodes'] or (args.tasks and name == 'test_tasks'):
+            continue
+        manifest = simulate(
+            args.out, name, workers=args.workers, height=args.height, width=args.width,
+            variation=args.variation, **options
+        )  # fmt: skip
+        counts = manifest['counts']
+        print(f'{args.out / name}: {len(counts)} tasks, {sum(counts.values())} episodes', end='')
+        print(f', sha256 {manifest["sha256"]}')
 
 
 def train(args: argparse.Namespace) -> None:
@@ -49,18 +88,19 @@ def train(args: argparse.Namespace) -> None:
 
     recipe = Recipe(args.config or config_path('train/mask2iv-sim.yaml'), args.data, args.out)
     parts = PARTS if args.part == 'all' else [args.part]
+    end = None if args.max_minutes is None else time.monotonic() + args.max_minutes * 60
     for part in parts:
-        if not recipe.train(part, args.max_minutes):
+        if not recipe.train(part, None if end is None else (end - time.monotonic()) / 60):
             print(f'{part}: stopped before its schedule ended; the same command continues it')
+            return
     if args.part == 'all':
         print(f'model: {recipe.assemble()}')
 
 
 def generate(args: argparse.Namespace) -> None:
-    from mask2iv_ros.evaluation.pictures import plan_sheet, write_png, write_video
-    from mask2iv_ros.labels import overlay
     from mask2iv_ros.pipelines.loading import load_pipeline
-    from mask2iv_ros.planning.generate import GenerationRequest, generate_plans
+    from mask2iv_ros.planning.generate import generate_plans
+    from mask2iv_ros.planning.request import GenerationRequest, plan_to_clip
 
     request = GenerationRequest(
         frame=read_image(args.image),
@@ -74,35 +114,105 @@ def generate(args: argparse.Namespace) -> None:
         num_inference_steps=args.steps,
         trajectory_only=args.trajectory_only,
     )
-    plans = generate_plans(load_pipeline(args.model, args.device), request)
+    if args.export and args.trajectory_only:
+        raise ValueError('--export needs the video, which --trajectory-only leaves out')
+    args.out.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as opened:
+        writer = None
+        if args.export:  # before the work, so that a place that cannot be written is known at once
+            from mask2iv_ros.data.lerobot import LeRobotClipWriter, load_metadata
+
+            if args.export.exists() and any(args.export.iterdir()):
+                load_metadata(args.export)
+            writer = opened.enter_context(LeRobotClipWriter(args.export))
+        plans = generate_plans(load_pipeline(args.model, args.device), request)
+        write_plans(args.out, plans, request)
+        for plan in plans if writer else ():
+            writer.add(plan_to_clip(plan, request))
+    if writer:
+        print(f'{args.export}: {len(plans)} episodes added')
+
+
+def write_plans(out: Path, plans: list, request) -> None:
+    """Write each plan into `out/plan_<i>/`, in place of the plans of an earlier run."""
+    from mask2iv_ros.evaluation.pictures import plan_sheet, write_picture, write_video
+    from mask2iv_ros.labels import overlay
+
+    for folder in out.glob('plan_*'):
+        if (folder / 'plan.json').is_file():
+            shutil.rmtree(folder)
     for i, plan in enumerate(plans):
-        folder = args.out / f'plan_{i}'
+        folder = out / f'plan_{i}'
         (folder / 'labels').mkdir(parents=True, exist_ok=True)
         for t, labels in enumerate(plan.labels):
-            write_png(folder / 'labels' / f'{t:02d}.png', labels)
+            write_picture(folder / 'labels' / f'{t:02d}.png', labels)
         backdrop = plan.frames if plan.frames is not None else request.frame[None].repeat(len(plan.labels), 0)
-        write_video(folder / 'mask_overlay.mp4', overlay(backdrop, plan.labels), 1 / plan.frame_period)
+        write_video(folder / 'mask_overlay.mp4', overlay(backdrop, plan.labels), plan.fps)
         if plan.frames is not None:
-            write_video(folder / 'video.mp4', plan.frames, 1 / plan.frame_period)
-            write_video(folder / 'video.gif', plan.frames, 1 / plan.frame_period)
+            write_video(folder / 'video.mp4', plan.frames, plan.fps)
+            write_video(folder / 'video.gif', plan.frames, plan.fps)
         sheet = plan_sheet(plan.labels, plan.frames, plan.task or 'goal')
-        write_png(folder / 'contact_sheet.png', sheet)
+        write_picture(folder / 'contact_sheet.png', sheet)
         facts = {key: value for key, value in vars(plan).items() if key not in ('labels', 'frames')}
         (folder / 'plan.json').write_text(json.dumps(facts, indent=2) + '\n')
         print(f'{folder}: seed {plan.seed}, score {plan.score:.2f} ({plan.score_meaning})')
-    if args.export:
-        export(args.export, plans)
 
 
-def export(root: Path, plans: list) -> None:
-    """Append plans to the LeRobot dataset at `root`."""
-    from mask2iv_ros.data.lerobot import LeRobotClipWriter
-    from mask2iv_ros.planning.generate import plan_to_clip
+def prepare(args: argparse.Namespace) -> None:
+    from mask2iv_ros.data import paper_benchmarks
 
-    with LeRobotClipWriter(root) as writer:
-        for plan in plans:
-            episode = writer.add(plan_to_clip(plan))
-            print(f'{root}: episode {episode}')
+    if args.benchmark == 'hoi4d':
+        manifest = paper_benchmarks.prepare_hoi4d(args.source, args.out)
+    else:
+        manifest = paper_benchmarks.prepare_bridge(args.source, args.out, args.masks)
+    print(f'{args.out}: clips {manifest["kept"]}, dropped by rule {manifest["dropped"]}')
+    for item in manifest['skipped']:
+        print(f'skipped: {item["error"]}', file=sys.stderr)
+
+
+def import_(args: argparse.Namespace) -> None:
+    from mask2iv_ros.data.episodes import open_dataset
+    from mask2iv_ros.data.transfer import copy_episodes
+
+    options = {'split': args.split, 'orientation': args.orientation, 'standard_jpeg': args.standard_jpeg}
+    reader = open_dataset(args.source, **{key: value for key, value in options.items() if value})
+    skipped = [] if args.skip_bad else None
+    count = copy_episodes(reader, args.out, args.cameras, args.depth, args.task, skipped=skipped)
+    print(f'{args.out}: {count} episodes')
+    for error in skipped or ():
+        print(f'skipped: {error}', file=sys.stderr)
+
+
+def segment(args: argparse.Namespace) -> None:
+    from mask2iv_ros.data.episodes import open_dataset
+    from mask2iv_ros.data.masking import DatasetSegmenter, segment_dataset
+
+    segmenter = DatasetSegmenter(
+        detector=args.detector,
+        segmenter=args.segmenter,
+        device=args.device,
+        actor=args.actor,
+        objects=args.objects,
+        masks=args.masks,
+        actor_masks=args.actor_masks,
+        first_masks=args.first_masks,
+    )
+    skipped = [] if args.skip_bad else None
+    reader = open_dataset(args.source)
+    count, rejected = segment_dataset(reader, args.out, segmenter, args.camera, skipped)
+    print(f'{args.out}: {count} episodes with masks; look at {args.out}_review/')
+    for reason in rejected:
+        print(f'rejected: {reason}')
+    for error in skipped or ():
+        print(f'skipped: {error}', file=sys.stderr)
+
+
+def show(args: argparse.Namespace) -> None:
+    from mask2iv_ros.data.dataset_page import write_page
+    from mask2iv_ros.data.episodes import open_dataset
+
+    reader = open_dataset(args.source, **({'split': args.split} if args.split else {}))
+    print(write_page(reader, args.out, args.clips, args.camera, args.skip_bad))
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -130,7 +240,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     def command(function, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(
-            function.__name__,
+            function.__name__.rstrip('_'),
             help=text,
             description=text,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -156,11 +266,18 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument('--model', default='', help='model folder; empty: the embedded mask2iv-sim')
     sub.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
 
-    sub = command(simulate, 'make the simulated benchmark: LeRobot v3 datasets OUT/train and OUT/test')
-    sub.add_argument('out', type=Path, help='folder for both datasets; an interrupted run is continued')
-    sub.add_argument('--tasks', nargs='+', metavar='TASK', help='Meta-World tasks; all known if left out')
-    sub.add_argument('--episodes', type=int, default=120, help='training episodes a task')
-    sub.add_argument('--test-episodes', type=int, default=10, help='test episodes a task')
+    sub = command(simulate, 'make the simulated benchmark: a LeRobot v3 dataset for each split')
+    sub.add_argument('out', type=Path, help='folder for the datasets; an interrupted run is continued')
+    sub.add_argument(
+        '--size',
+        default='sim8',
+        help='tiny, small (48 tasks, minutes) or full (48 tasks, hours): three cameras, held-out tasks and '
+        'camera, depth; sim8: what trained mask2iv-sim, 8 tasks from one camera',
+    )
+    sub.add_argument('--tasks', nargs='+', metavar='TASK', help='only these Meta-World tasks')
+    sub.add_argument('--episodes', type=int, help='training episodes a task, instead of those of the size')
+    sub.add_argument('--test-episodes', type=int, help='episodes a task of every other split')
+    sub.add_argument('--variation', action='store_true', help='vary light, colours, textures, cameras more')
     sub.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes that render')
     sub.add_argument('--height', type=int, default=240, help='pixels')
     sub.add_argument('--width', type=int, default=320, help='pixels')
@@ -172,7 +289,52 @@ def build_parser() -> argparse.ArgumentParser:
         '--part', choices=['all', 'autoencoder', 'trajectory', 'video'], default='all', help='what'
     )
     sub.add_argument('--config', type=Path, help='configuration; the default trains mask2iv-sim')
-    sub.add_argument('--max-minutes', type=float, help='time budget of each part')
+    sub.add_argument('--max-minutes', type=float, help='stop after so long; the same command continues')
+
+    sub = command(prepare, "make one of the paper's two benchmarks: clips, captions and splits in a manifest")
+    sub.add_argument('benchmark', choices=['hoi4d', 'bridge'], help='which')
+    sub.add_argument('source', type=Path, help='folder of HOI4D, or of raw BridgeData V2')
+    sub.add_argument('out', type=Path, help='folder for manifest.json; `mask2iv import` and `show` read it')
+    sub.add_argument('--masks', type=Path, help='bridge: folder of masks, if they are not in the dataset')
+
+    sub = command(import_, 'copy any dataset, with masks if it has some, into a LeRobot v3 dataset')
+    sub.add_argument('source', type=Path, help=SOURCE_HELP)
+    sub.add_argument('out', type=Path, help='LeRobot dataset; a stopped copy is continued')
+    sub.add_argument('--cameras', nargs='+', help='cameras to copy; all of the first episode if left out')
+    sub.add_argument('--depth', action='store_true', help='copy depth too')
+    sub.add_argument('--task', help='text for episodes that have none')
+    sub.add_argument('--split', help='robomimic: filter key; prepared benchmark: train, val or test')
+    sub.add_argument(
+        '--orientation',
+        choices=['upright', 'opengl', 'rotated'],
+        help='HDF5: how images are stored, where the file does not tell it right',
+    )
+    sub.add_argument(
+        '--standard-jpeg', action='store_true', help='ALOHA: JPEGs with right colours in a viewer'
+    )
+    sub.add_argument('--skip-bad', action='store_true', help='leave damaged episodes out and list them')
+
+    sub = command(segment, 'draw the masks of a dataset that has none: detection on a frame, then tracking')
+    sub.add_argument('source', type=Path, help=SOURCE_HELP)
+    sub.add_argument('out', type=Path, help='LeRobot dataset with masks; a stopped run is continued')
+    sub.add_argument('--camera', help='camera to segment; the first if left out')
+    sub.add_argument('--actor', default='black robot gripper', help='what the actor looks like, in words')
+    sub.add_argument('--objects', nargs='+', help='what the object is, in words; from the task if left out')
+    sub.add_argument('--masks', type=Path, help='known masks: folder with EPISODE/ of one PNG a frame')
+    sub.add_argument('--actor-masks', type=Path, help='known actor masks: folder with EPISODE.mp4')
+    sub.add_argument('--first-masks', type=Path, help='masks to follow: folder with EPISODE.png, first frame')
+    sub.add_argument('--detector', default='IDEA-Research/grounding-dino-base', help='Grounding DINO model')
+    sub.add_argument('--segmenter', default='facebook/sam2.1-hiera-large', help='SAM 2 model')
+    sub.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
+    sub.add_argument('--skip-bad', action='store_true', help='leave damaged episodes out and list them')
+
+    sub = command(show, 'look at a dataset: HTML page with statistics, sample videos, contact sheet')
+    sub.add_argument('source', type=Path, help=SOURCE_HELP)
+    sub.add_argument('-o', '--out', type=Path, default=Path('show'), help='folder for the page')
+    sub.add_argument('--clips', type=int, default=24, help='episodes to decode, drawn at random')
+    sub.add_argument('--split', help='robomimic: filter key; prepared benchmark: train, val or test')
+    sub.add_argument('--camera', help='camera to show; the first of each episode if left out')
+    sub.add_argument('--skip-bad', action='store_true', help='list damaged episodes instead of stopping')
 
     sub = command(convert, 'convert a Mask2IV or DynamiCrafter checkpoint to a diffusers folder')
     sub.add_argument('checkpoint', type=Path, help='.ckpt or .safetensors file')
@@ -195,10 +357,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print('mask2iv: interrupted', file=sys.stderr)
         return 130
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
+    except Exception as error:
         if os.environ.get('MASK2IV_TRACEBACK'):
             raise
-        print(f'mask2iv: {error}', file=sys.stderr)
+        known = isinstance(error, (ValueError, RuntimeError, OSError, ImportError))
+        print(f'mask2iv: {error if known else repr(error)}', file=sys.stderr)
         return 1
     return 0
 

@@ -26,11 +26,14 @@ class InteractionClip:
 
     Attributes:
         frames: (T, H, W, 3) uint8 RGB.
-        labels: (T, H, W) uint8 label ids (`mask2iv_ros.labels`).
+        labels: (T, H, W) uint8 label ids (`mask2iv_ros.labels`), or None where nobody drew masks.
         task: what is done, in words; '' if unknown.
-        fps: frames a second.
+        fps: frames a second; the mean rate where frames are spread unevenly.
         goal: (H, W) uint8 label image of where the object should end (object ids only), or None.
-        actions: (T, A) float32, or None where unknown.
+        goal_point: (3,) float64 metres in the world, where the object should end, or None.
+        contact: (T,) bool, whether the actor touches the object, or None where unknown.
+        actions: (T, A) float32, the command that was given at each frame, or None where unknown. Values and
+            units are the dataset's own.
         states: (T, S) float32, or None where unknown.
         depth: (T, H, W) float32 metres along the optical axis, 0 where invalid, or None.
         camera: calibration, or None.
@@ -41,10 +44,12 @@ class InteractionClip:
     """
 
     frames: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray | None = None
     task: str = ''
     fps: float = 15.0
     goal: np.ndarray | None = None
+    goal_point: np.ndarray | None = None
+    contact: np.ndarray | None = None
     actions: np.ndarray | None = None
     states: np.ndarray | None = None
     depth: np.ndarray | None = None
@@ -56,13 +61,14 @@ class InteractionClip:
             raise ValueError(
                 f'frames: expected (T, H, W, 3) uint8, got {self.frames.shape} {self.frames.dtype}'
             )
-        check_labels(self.labels)
-        if self.labels.shape != self.frames.shape[:3]:
+        if self.labels is not None and check_labels(self.labels).shape != self.frames.shape[:3]:
             raise ValueError(f'labels: expected {self.frames.shape[:3]}, got {self.labels.shape}')
         if self.goal is not None and check_labels(self.goal, 'goal').shape != self.frames.shape[1:3]:
             raise ValueError(f'goal: expected {self.frames.shape[1:3]}, got {self.goal.shape}')
         if self.depth is not None and self.depth.shape != self.frames.shape[:3]:
             raise ValueError(f'depth: expected {self.frames.shape[:3]}, got {self.depth.shape}')
+        if self.contact is not None and self.contact.shape != (len(self.frames),):
+            raise ValueError(f'contact: expected ({len(self.frames)},), got {self.contact.shape}')
         for name in ('actions', 'states'):
             values = getattr(self, name)
             if values is not None and (values.ndim != 2 or len(values) != len(self.frames)):

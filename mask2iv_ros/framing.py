@@ -16,20 +16,37 @@ from mask2iv_ros.labels import BACKGROUND, PART
 
 @dataclass(frozen=True)
 class Framing:
-    """The letterbox between a `source` and a `model` image size, both (height, width) in pixels."""
+    """The letterbox between a `source` and a `model` image size, both (height, width) in pixels.
+
+    `crop` (top, left, height, width) in source pixels is the part that the model sees; None is all of it.
+    """
 
     source: tuple[int, int]
     model: tuple[int, int]
+    crop: tuple[int, int, int, int] | None = None
+
+    def __post_init__(self):
+        top, left, height, width = self.region
+        if min(top, left) < 0 or min(height, width) < 1 or (
+            top + height > self.source[0] or left + width > self.source[1]
+        ):  # fmt: skip
+            raise ValueError(f'crop: expected a part of {self.source} pixels, got {self.crop}')
+
+    @property
+    def region(self) -> tuple[int, int, int, int]:
+        """(top, left, height, width) in source pixels of what the model sees."""
+        return self.crop or (0, 0, *self.source)
 
     @property
     def inner(self) -> tuple[int, int]:
-        """(height, width) of the scaled source inside the model frame."""
-        scale = min(self.model[0] / self.source[0], self.model[1] / self.source[1])
-        return tuple(max(1, round(size * scale)) for size in self.source)
+        """(height, width) of the scaled region inside the model frame."""
+        height, width = self.region[2:]
+        scale = min(self.model[0] / height, self.model[1] / width)
+        return max(1, round(height * scale)), max(1, round(width * scale))
 
     @property
     def offset(self) -> tuple[int, int]:
-        """(top, left) pixel of the scaled source inside the model frame."""
+        """(top, left) pixel of the scaled region inside the model frame."""
         return tuple((model - inner) // 2 for model, inner in zip(self.model, self.inner, strict=True))
 
     def fit_frames(self, frames: np.ndarray) -> np.ndarray:
@@ -40,13 +57,31 @@ class Framing:
         """Map (..., H, W) uint8 label images of the source size into the model frame; padded with 0."""
         return self._map(labels, lambda image: resize_labels(image, self.inner), mode='constant')
 
-    def restore_frames(self, frames: np.ndarray) -> np.ndarray:
-        """Map (..., h, w, 3) uint8 frames of the model size back to the source size."""
-        return self._restore(frames, 3, lambda image: _resize(image, self.source))
+    def restore_frames(self, frames: np.ndarray, outside: np.ndarray | None = None) -> np.ndarray:
+        """Map (..., h, w, 3) uint8 frames of the model size back to the source size.
 
-    def restore_labels(self, labels: np.ndarray) -> np.ndarray:
-        """Map (..., h, w) uint8 label images of the model size back to the source size, outlines smooth."""
-        return self._restore(labels, 2, lambda image: resize_labels(image, self.source))
+        What the crop left out is taken from `outside` (..., H, W, 3), or black.
+        """
+        return self._restore(frames, 3, lambda image: _resize(image, self.region[2:]), outside)
+
+    def restore_labels(self, labels: np.ndarray, outside: np.ndarray | None = None) -> np.ndarray:
+        """Map (..., h, w) uint8 label images of the model size back to the source size, outlines smooth.
+
+        What the crop left out is taken from `outside` (..., H, W), or background.
+        """
+        return self._restore(labels, 2, lambda image: resize_labels(image, self.region[2:]), outside)
+
+    def restore_point(self, point: tuple[float, float]) -> tuple[float, float]:
+        """Map an (x, y) pixel of the model frame back to the source; one in the padding to the nearest edge.
+
+        Whole numbers are the centres of pixels, in both frames.
+        """
+        restored = []
+        for coordinate, axis in zip(point, (1, 0), strict=True):
+            size = self.region[2 + axis]
+            pixel = (coordinate - self.offset[axis] + 0.5) * size / self.inner[axis] - 0.5
+            restored.append(self.region[axis] + min(max(pixel, 0.0), size - 1.0))
+        return tuple(restored)
 
     def _resize_to_inner(self, image: np.ndarray) -> np.ndarray:
         return _resize(image, self.inner)
@@ -58,15 +93,24 @@ class Framing:
         (top, left), (height, width) = self.offset, self.inner
         pad = [(top, self.model[0] - height - top), (left, self.model[1] - width - left)]
         trailing = images.shape[channels + 2 :]
-        flat = images.reshape(-1, *self.source, *trailing)
+        y, x, seen_height, seen_width = self.region
+        flat = images.reshape(-1, *self.source, *trailing)[:, y : y + seen_height, x : x + seen_width]
         mapped = [np.pad(resize(image), pad + [(0, 0)] * len(trailing), mode=mode) for image in flat]
         return np.stack(mapped).reshape(*images.shape[:channels], *self.model, *trailing)
 
-    def _restore(self, images: np.ndarray, image_dims: int, resize) -> np.ndarray:
+    def _restore(self, images: np.ndarray, image_dims: int, resize, outside: np.ndarray | None) -> np.ndarray:
         lead, tail = images.shape[: images.ndim - image_dims], images.shape[images.ndim - image_dims + 2 :]
         (top, left), (height, width) = self.offset, self.inner
         flat = images.reshape(-1, *self.model, *tail)[:, top : top + height, left : left + width]
-        return np.stack([resize(image) for image in flat]).reshape(*lead, *self.source, *tail)
+        restored = np.stack([resize(image) for image in flat]).reshape(*lead, *self.region[2:], *tail)
+        if self.crop is None:
+            return restored
+        whole = np.zeros((*lead, *self.source, *tail), np.uint8)
+        if outside is not None:
+            whole[...] = outside
+        y, x, height, width = self.region
+        whole[(..., slice(y, y + height), slice(x, x + width), *(slice(None),) * len(tail))] = restored
+        return whole
 
 
 def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

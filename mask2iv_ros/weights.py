@@ -7,6 +7,7 @@ rounding to 8 significant bits takes a third off its size. The first use unpacks
 from __future__ import annotations
 
 import hashlib
+import json
 import lzma
 import os
 import shutil
@@ -84,8 +85,10 @@ def pack(model: Path, out: Path) -> None:
     for path in sorted(model.rglob('*.safetensors')):
         content = path.read_bytes()
         (header,) = struct.unpack('<Q', content[:8])
-        if b'"F32"' in content[: 8 + header] or b'"BF16"' in content[: 8 + header]:
-            raise ValueError(f'{path}: expected float16 weights')
+        tensors = json.loads(content[8 : 8 + header])
+        tensors.pop('__metadata__', None)
+        if others := {tensor['dtype'] for tensor in tensors.values()} - {'F16'}:
+            raise ValueError(f'{path}: expected float16 weights (F16) only, got {", ".join(sorted(others))}')
         values = np.frombuffer(content, np.uint16, offset=8 + header).astype(np.uint32)
         rounded = ((values + 4) & 0xFFF8).astype(np.uint16)  # 7 of 10 mantissa bits; ties away from zero
         target = out / path.relative_to(model)

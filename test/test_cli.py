@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask2iv_ros.cli import build_parser
-from mask2iv_ros.data.lerobot import read_clips
+from mask2iv_ros.cli import build_parser, read_image, read_mask
+from mask2iv_ros.data.episodes import read_clips
+from mask2iv_ros.labels import centroid
 from tiny_model import build_tiny_model
 
 DATA = Path(__file__).parent / 'data'
@@ -101,10 +102,63 @@ def test_mistakes_get_one_clear_line(model, tmp_path, arguments, message):
     assert 'Traceback' not in done.stderr
 
 
+def test_the_goal_of_a_plan_is_exported(model, tmp_path):
+    arguments = [DATA / 'drawer.png', DATA / 'drawer_mask.png', '--goal-pixel', 100, 150, '--model', model]
+    done = mask2iv('generate', *arguments, '-o', tmp_path / 'out', '--export', tmp_path / 'dataset')
+    assert done.returncode == 0, done.stderr
+    (clip,) = read_clips(tmp_path / 'dataset')
+    x, y = centroid(clip.goal == 1)
+    assert (round(x), round(y)) == (100, 150)
+    assert clip.source['generated_by'] == 'mask2iv_ros'
+
+
+def test_a_second_run_leaves_nothing_of_the_first_and_nothing_of_others(model, tmp_path):
+    arguments = [
+        DATA / 'drawer.png',
+        DATA / 'drawer_mask.png',
+        '--task',
+        'x',
+        '--model',
+        model,
+        '-o',
+        tmp_path,
+    ]
+    (tmp_path / 'plan_b').mkdir()
+    assert mask2iv('generate', *arguments, '--samples', 2).returncode == 0
+    assert mask2iv('generate', *arguments, '--trajectory-only').returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['plan_0', 'plan_b']
+    assert not (tmp_path / 'plan_0/video.mp4').exists()
+
+
+class TestPictures:
+    def test_16_bits_are_refused(self, tmp_path):
+        Image.fromarray(np.full((4, 4), 300, np.uint16)).save(tmp_path / 'deep.png')
+        with pytest.raises(ValueError, match='expected 8 bits a channel'):
+            read_image(tmp_path / 'deep.png')
+
+    def test_transparent_pixels_are_not_mask(self, tmp_path):
+        pixels = np.full((4, 4, 4), 255, np.uint8)
+        pixels[:, 2:, 3] = 0
+        Image.fromarray(pixels).save(tmp_path / 'mask.png')
+        assert read_mask(tmp_path / 'mask.png').sum() == 8
+
+    def test_a_mask_without_background_is_refused(self, tmp_path):
+        Image.fromarray(np.full((4, 4), 10, np.uint8)).save(tmp_path / 'mask.png')
+        with pytest.raises(ValueError, match='every pixel is object'):
+            read_mask(tmp_path / 'mask.png')
+
+    def test_a_picture_that_is_too_large_is_named(self, tmp_path, monkeypatch):
+        Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / 'huge.png')
+        monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 4)
+        with pytest.raises(ValueError, match=r'huge\.png: Image size'):
+            read_image(tmp_path / 'huge.png')
+
+
 def test_every_command_explains_every_argument():
     parser = build_parser()
     commands = next(a.choices for a in parser._actions if a.choices and 'generate' in a.choices)
-    assert set(commands) == {'simulate', 'train', 'generate', 'demo', 'convert'}
+    names = {'simulate', 'train', 'generate', 'demo', 'convert', 'show', 'import', 'segment', 'prepare'}
+    assert set(commands) == names
     for command in commands.values():
         assert command.description
         assert all(action.help for action in command._actions)

@@ -7,11 +7,13 @@ pytest.importorskip('rclpy')
 
 from sensor_msgs.msg import CameraInfo, Image
 
+from mask2iv_ros.msg import MaskTrajectory
 from mask2iv_ros.ros.conversions import (
     ImageError,
     read_colour,
     read_depth,
     read_intrinsics,
+    read_labels,
     read_mask,
     write_image,
 )
@@ -72,6 +74,25 @@ def test_a_mask_is_true_where_it_is_not_zero():
         mask = read_mask(write_image(GREY.astype(dtype), encoding))
         assert mask.dtype == bool
         np.testing.assert_array_equal(mask, GREY > 0)
+
+
+def test_labels_are_read_without_the_padding_of_their_rows():
+    labels = np.random.default_rng(0).integers(0, 4, (2, 4, 6)).astype(np.uint8)
+    frames = [write_image(np.pad(image, ((0, 0), (0, 2))), 'mono8') for image in labels]
+    for frame in frames:
+        frame.width = 6  # of a step of 8
+    read = read_labels(MaskTrajectory(frames=frames))
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, labels)
+
+
+def test_labels_of_another_encoding_or_of_several_sizes_are_refused():
+    labels = np.zeros((4, 6), np.uint8)
+    with pytest.raises(ImageError, match=r"'rgb8'.*expected one of mono8"):
+        read_labels(MaskTrajectory(frames=[write_image(labels[:, :, None].repeat(3, -1), 'rgb8')]))
+    for frames in ([], [write_image(labels, 'mono8'), write_image(labels[:3], 'mono8')]):
+        with pytest.raises(ValueError, match=r'need at least one|same shape'):
+            read_labels(MaskTrajectory(frames=frames))
 
 
 def test_depth_is_metres_and_invalid_depth_is_zero():

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -39,8 +40,10 @@ def test_service_and_action_have_the_same_request_and_result():
 
 
 def test_export_has_its_error_codes():
-    assert ExportDemonstration.Response.NONE == 0
-    assert ExportDemonstration.Response.DISK_FULL == 5
+    codes = constants(REPOSITORY / 'srv/ExportDemonstration.srv')
+    assert list(codes.values()) == list(range(7))
+    for name, value in codes.items():
+        assert getattr(ExportDemonstration.Response, name) == value
 
 
 def test_label_values_are_those_of_the_python_package():
@@ -97,6 +100,21 @@ def test_launch_files_and_configuration_are_installed():
         here = {path.name for path in (REPOSITORY / folder).iterdir() if path.is_file()}
         assert here
         assert here <= set(os.listdir(share / folder))
+
+
+def test_every_ros_package_that_is_imported_is_declared():
+    sources = [*(REPOSITORY / 'mask2iv_ros/ros').glob('*.py'), *(REPOSITORY / 'launch').glob('*.py')]
+    imports = {
+        name
+        for path in sources
+        for name in re.findall(r'^\s*(?:from|import) (\w+)', path.read_text(), re.MULTILINE)
+    }
+    packages = {
+        name for name in imports if re.fullmatch(r'(rclpy|launch|ament_)\w*|\w+_(msgs|interfaces)', name)
+    }
+    assert 'rclpy' in packages
+    manifest = ElementTree.parse(REPOSITORY / 'package.xml').getroot()
+    assert packages <= {element.text for element in manifest if element.tag.endswith('depend')}
 
 
 def test_a_cpp_planner_builds_against_the_installed_package(tmp_path):

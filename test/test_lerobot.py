@@ -1,6 +1,7 @@
 """LeRobot v3 datasets: what is written is read back, by us and by LeRobot, and nothing written is lost."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -16,13 +17,12 @@ from lerobot.datasets import LeRobotDataset, delete_episodes, merge_datasets
 from lerobot.utils.feature_utils import dataset_to_policy_features
 
 from mask2iv_ros.clip import Camera, InteractionClip
+from mask2iv_ros.data.episodes import BadEpisode, Episode, UnknownLayout, open_dataset, read_clips
 from mask2iv_ros.data.lerobot import (
     IncompatibleDataset,
     LeRobotClipWriter,
     decode_masks,
     encode_masks,
-    read_clips,
-    read_sources,
     resolve_dataset_dir,
 )
 
@@ -59,6 +59,11 @@ def full_clip(seed=0, length=6):
     )
 
 
+def read_seeds(root):
+    reader = open_dataset(root)
+    return [reader.source(index)['seed'] for index in range(len(reader))]
+
+
 def write(root, *clips, **options):
     with LeRobotClipWriter(root, **options) as writer:
         for clip in clips:
@@ -85,7 +90,7 @@ def test_a_clip_comes_back_with_all_that_is_known_about_it(tmp_path):
     write(tmp_path / 'data', *clips)
     for read, written in zip(read_clips(tmp_path / 'data'), clips, strict=True):
         assert_same(read, written)
-    assert [source['seed'] for source in read_sources(tmp_path / 'data')] == [0, 1, 2]
+    assert read_seeds(tmp_path / 'data') == [0, 1, 2]
 
 
 def test_episodes_are_read_in_the_order_asked(tmp_path):
@@ -168,6 +173,30 @@ def test_another_frame_rate_is_refused(tmp_path):
         write(tmp_path / 'data', clip)
 
 
+@pytest.mark.parametrize('size', [(31, 64), (64, 16), (1, 1)])
+def test_pictures_that_would_kill_the_encoder_are_refused(tmp_path, size):
+    with pytest.raises(IncompatibleDataset, match=f'at least 32x32 pixels, got {size[1]}x{size[0]}'):
+        write(tmp_path / 'data', make_clip(length=3, height=size[0], width=size[1]))
+    write(tmp_path / 'data', make_clip(length=3, height=32, width=32))
+
+
+@pytest.mark.parametrize('part', ['data', 'videos'])
+def test_a_damaged_dataset_is_not_appended_to(tmp_path, part):
+    write(tmp_path / 'data', full_clip(0))
+    (path,) = (file for file in (tmp_path / 'data' / part).rglob('*') if file.is_file())
+    path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(IncompatibleDataset, match=f'{path.name}: missing or damaged'):
+        write(tmp_path / 'data', full_clip(1))
+
+
+def test_a_link_to_a_dataset_stays_a_link(tmp_path):
+    write(tmp_path / 'disk' / 'data', full_clip(0))
+    (tmp_path / 'link').symlink_to(tmp_path / 'disk' / 'data')
+    write(tmp_path / 'link', full_clip(1))
+    assert (tmp_path / 'link').is_symlink()
+    assert read_seeds(tmp_path / 'disk' / 'data') == [0, 1]
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / 'thesis.tex').write_text('all of it')
     with pytest.raises(IncompatibleDataset, match='not a complete LeRobot'):
@@ -185,7 +214,7 @@ def test_an_error_drops_only_what_was_not_committed(tmp_path):
 
     with pytest.raises(KeyError, match='stop'):
         fail_after_commit()
-    assert len(read_sources(tmp_path / 'data')) == 1
+    assert len(read_seeds(tmp_path / 'data')) == 1
 
 
 def test_the_dataset_is_readable_while_a_writer_adds_to_it(tmp_path):
@@ -228,7 +257,7 @@ def test_a_killed_writer_leaves_the_dataset_and_the_next_one_goes_on(tmp_path):
     assert (tmp_path / '.data.staging').exists()
     assert_same(next(read_clips(tmp_path / 'data')), full_clip(0))
     write(tmp_path / 'data', full_clip(2))
-    assert [source['seed'] for source in read_sources(tmp_path / 'data')] == [0, 2]
+    assert read_seeds(tmp_path / 'data') == [0, 2]
 
 
 def test_a_kill_between_the_two_renames_of_a_commit_loses_nothing(tmp_path):
@@ -296,23 +325,195 @@ def test_reading_names_what_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError):
         next(read_clips(tmp_path / 'nothing'))
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(IncompatibleDataset, match='not a complete LeRobot v3 dataset'):
+    with pytest.raises(UnknownLayout, match=r'expected a LeRobot v3 dataset .* found nothing'):
         next(read_clips(tmp_path / 'empty'))
     write(tmp_path / 'data', full_clip())
-    with pytest.raises(ValueError, match="no masks of camera 'top'; there are \\['front'\\]"):
+    with pytest.raises(ValueError, match="no camera 'top'; there are \\('front',\\)"):
         next(read_clips(tmp_path / 'data', camera='top'))
     with pytest.raises(IndexError, match='episode 1 of 1'):
         next(read_clips(tmp_path / 'data', episodes=[1]))
 
 
-def test_a_dataset_without_masks_is_named(tmp_path):
-    features = {'observation.state': {'dtype': 'float32', 'shape': (2,), 'names': None}}
-    dataset = LeRobotDataset.create('plain', fps=15, features=features, root=tmp_path / 'plain')
-    dataset.add_frame({'observation.state': np.zeros(2, np.float32), 'task': 'wait'})
+def write_plain(root, features, rows):
+    """A dataset as LeRobot's own recorder makes it."""
+    dataset = LeRobotDataset.create('plain', fps=10, features=features, root=root, video_backend='pyav')
+    for row in rows:
+        dataset.add_frame({**row, 'task': 'wait'})
     dataset.save_episode()
     dataset.finalize()
-    with pytest.raises(ValueError, match='no masks'):
+
+
+def test_a_dataset_without_a_camera_is_named(tmp_path):
+    features = {'observation.state': {'dtype': 'float32', 'shape': (2,), 'names': None}}
+    write_plain(tmp_path / 'plain', features, [{'observation.state': np.zeros(2, np.float32)}])
+    with pytest.raises(UnknownLayout, match=r'no camera; features are observation\.state'):
         next(read_clips(tmp_path / 'plain'))
+
+
+def test_a_dataset_of_somebody_else_is_read_without_masks(tmp_path):
+    frames = make_clip(length=5).frames
+    visual = {'shape': (64, 96, 3), 'names': ['height', 'width', 'channels']}
+    features = {
+        'observation.images.top': {'dtype': 'video', **visual},
+        'observation.image': {'dtype': 'image', **visual},
+        'action': {'dtype': 'float32', 'shape': (2,), 'names': ['x', 'y']},
+    }
+    rows = [
+        {'observation.images.top': f, 'observation.image': f, 'action': np.float32([t, 1])}
+        for t, f in enumerate(frames)
+    ]
+    write_plain(tmp_path / 'plain', features, rows)
+    reader = open_dataset(tmp_path / 'plain')
+    assert reader.episode(0) == Episode('episode_000000', 5, 10.0, 'wait', ('top', 'observation.image'))
+    clip = reader.read(0, camera='observation.image')
+    np.testing.assert_array_equal(clip.frames, frames)
+    assert clip.labels is None
+    np.testing.assert_array_equal(clip.actions[:, 0], range(5))
+    assert clip.source == {'dataset': 'plain', 'episode': 'episode_000000', 'camera': 'observation.image'}
+
+
+def test_chosen_frames_come_in_the_order_asked_with_their_time(tmp_path):
+    clip = full_clip(length=30)
+    write(tmp_path / 'data', full_clip(1), clip)
+    read = open_dataset(tmp_path / 'data').read(1, frames=[20, 3, 29, 3])
+    np.testing.assert_array_equal(read.labels, clip.labels[[20, 3, 29, 3]])
+    np.testing.assert_array_equal(read.states, clip.states[[20, 3, 29, 3]])
+    assert np.abs(read.frames.astype(int) - clip.frames[[20, 3, 29, 3]]).mean() < 3
+    assert read.source['frame_times'] == [clip.source['frame_times'][i] for i in (20, 3, 29, 3)]
+    even = open_dataset(tmp_path / 'data').read(1, frames=range(0, 30, 3))
+    assert even.fps == 5
+
+
+def test_only_the_frames_asked_for_are_decoded(tmp_path, monkeypatch):
+    from lerobot.datasets import video_utils
+
+    write(tmp_path / 'data', make_clip(length=60))
+    decoded = []
+    original = video_utils.decode_video_frames
+
+    def spy(path, times, *args, **options):
+        decoded.append((max(times) - min(times)) * 15 + 1)
+        return original(path, times, *args, **options)
+
+    monkeypatch.setattr(video_utils, 'decode_video_frames', spy)
+    open_dataset(tmp_path / 'data').read(0, frames=[0, 30, 59])
+    assert sum(decoded) == pytest.approx(3)
+
+
+def test_several_cameras_of_one_episode(tmp_path):
+    views = {name: full_clip(seed) for seed, name in enumerate(('left', 'right'))}
+    with LeRobotClipWriter(tmp_path / 'data') as writer:
+        writer.add(views)
+        with pytest.raises(ValueError, match=r"equally many frames, got \{'left': 6, 'right': 7\}"):
+            writer.add({'left': full_clip(), 'right': full_clip(length=7)})
+    reader = open_dataset(tmp_path / 'data')
+    assert reader.episode(0).cameras == ('left', 'right')
+    for name, written in views.items():
+        read = reader.read(0, camera=name)
+        np.testing.assert_array_equal(read.labels, written.labels)
+        np.testing.assert_array_equal(read.goal, written.goal)
+        np.testing.assert_array_equal(read.actions, views['left'].actions)
+
+
+def test_contact_and_goal_point_come_back(tmp_path):
+    clip = full_clip()
+    clip.contact, clip.goal_point = np.arange(6) > 2, np.array((0.1, 0.2, 1 / 3))
+    write(tmp_path / 'data', clip, full_clip(1))
+    known, unknown = read_clips(tmp_path / 'data')
+    np.testing.assert_array_equal(known.contact, clip.contact)
+    np.testing.assert_array_equal(known.goal_point, clip.goal_point)
+    assert unknown.contact is None
+    assert unknown.goal_point is None
+
+
+class TestDamage:
+    """Each names file, episode and frame; other episodes stay readable; `skipped` lists what was left out."""
+
+    def damaged(self, root, match, others=1):
+        reader = open_dataset(root)
+        with pytest.raises(BadEpisode, match=match):
+            list(read_clips(reader))
+        skipped = []
+        assert len(list(read_clips(reader, skipped=skipped))) == others
+        assert len(skipped) == 2 - others
+
+    def rewrite(self, root, change):
+        """Change the rows of episode 1 as somebody with pandas would."""
+        import pandas as pd
+
+        (path,) = root.glob('data/**/*.parquet')
+        table = pd.read_parquet(path)
+        change(table, table.index[table['episode_index'] == 1])
+        table.to_parquet(path)
+
+    @pytest.fixture
+    def data(self, tmp_path):
+        write(tmp_path / 'data', full_clip(0))
+        write(tmp_path / 'data', full_clip(1))  # a second file of each kind
+        return tmp_path / 'data'
+
+    @pytest.fixture
+    def one_file(self, tmp_path):
+        write(tmp_path / 'data', full_clip(0), full_clip(1))
+        return tmp_path / 'data'
+
+    def test_truncated_video(self, data):
+        path = data / 'videos/observation.images.front/chunk-000/file-001.mp4'
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        self.damaged(data, r'front/chunk-000/file-001.mp4: episode 1: frames 0 to 5')
+
+    def test_missing_video(self, data):
+        (data / 'videos/observation.images.front/chunk-000/file-001.mp4').unlink()
+        self.damaged(data, r'front/chunk-000/file-001.mp4: episode 1: .*No such file')
+
+    def test_missing_table(self, data):
+        (data / 'data/chunk-000/file-001.parquet').unlink()
+        self.damaged(data, r'data/chunk-000/file-001.parquet: episode 1: .*No such file')
+
+    def test_truncated_table(self, data):
+        path = data / 'data/chunk-000/file-001.parquet'
+        path.write_bytes(path.read_bytes()[:1000])
+        self.damaged(data, r'data/chunk-000/file-001.parquet: episode 1')
+
+    def test_masks_of_another_size(self, one_file):
+        def change(table, rows):
+            table.loc[rows[2], 'annotation.masks.front'] = encode_masks(np.zeros((5, 7), np.uint8))
+
+        self.rewrite(one_file, change)
+        self.damaged(one_file, r'episode 1: frame 2: .*expected frame size \(64, 96\), got \(5, 7\)')
+
+    def test_masks_that_are_no_code(self, one_file):
+        self.rewrite(one_file, lambda t, rows: t.__setitem__('annotation.masks.front', 'nothing'))
+        self.damaged(one_file, 'episode 0: frame 0: .*not a mask code', others=0)
+
+    def test_actions_that_are_not_numbers(self, one_file):
+        def change(table, rows):
+            table.at[rows[3], 'action'] = np.float32([0, np.nan, 0, 0])
+
+        self.rewrite(one_file, change)
+        self.damaged(one_file, 'episode_000001: frame 3: actions are not finite')
+
+    def test_missing_rows(self, one_file):
+        self.rewrite(one_file, lambda t, rows: t.drop(index=rows[4], inplace=True))
+        self.damaged(one_file, 'episode 1: expected 6 rows, got 5')
+
+    def test_half_written_dataset(self, tmp_path):
+        writer = LeRobotClipWriter(tmp_path / 'data')
+        writer.add(full_clip())
+        (tmp_path / '.data.staging').rename(tmp_path / 'half')
+        with pytest.raises(IncompatibleDataset, match=r'half: not a complete LeRobot v3 dataset'):
+            open_dataset(tmp_path / 'half')
+
+    def test_an_older_version_gets_the_command_that_converts_it(self, data):
+        info = json.loads((data / 'meta/info.json').read_text())
+        (data / 'meta/info.json').write_text(json.dumps({**info, 'codebase_version': 'v2.1'}))
+        with pytest.raises(IncompatibleDataset, match=r'v2.1, expected v3.0; .*v21_to_v30 --repo-id=data'):
+            open_dataset(data)
+
+    def test_info_that_is_no_json(self, data):
+        (data / 'meta/info.json').write_text('{')
+        with pytest.raises(IncompatibleDataset, match=r'info\.json: damaged'):
+            open_dataset(data)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Simulated scenes: the right part carries the object label, the camera is calibrated, everything repeats."""
+"""Simulated scenes: the right part carries the object label, cameras are calibrated, everything repeats."""
 
 import json
 
@@ -6,21 +6,37 @@ import numpy as np
 import pytest
 
 from mask2iv_ros.data import metaworld
-from mask2iv_ros.data.lerobot import read_clips
-from mask2iv_ros.data.metaworld import TASKS, record_clip, record_episode, simulate
+from mask2iv_ros.data.episodes import open_dataset
+from mask2iv_ros.data.metaworld import Scene, record_clip, record_clips, record_episode, simulate
+from mask2iv_ros.data.metaworld_tasks import (
+    HELD_OUT_CAMERA,
+    HELD_OUT_TASKS,
+    SIM8_TASKS,
+    SIZES,
+    TASKS,
+    VIEWS,
+)
 from mask2iv_ros.labels import ACTOR, OBJECT
 
 pytest.importorskip('metaworld')
 
 SIZE = {'height': 96, 'width': 128}
 
+#: What else moves: a nail, a thermos flask (a body without a name), and the button of the coffee machine.
+MOVES_ALONG = {'hammer': {'nail_link'}, 'stick-push': {''}, 'stick-pull': {''}, 'coffee-pull': {'cmbutton'}}
 
-@pytest.fixture(scope='module', params=TASKS)
+
+@pytest.fixture(scope='module', params=['door-open', 'hammer', 'faucet-close', 'push'])
 def clip(request):
     return record_clip(request.param, 1, **SIZE)
 
 
-def test_expert_solves_every_task_before_the_camera(clip):
+@pytest.fixture(scope='module')
+def views():
+    return record_clips('drawer-open', 5, tuple(VIEWS), **SIZE, num_frames=3)
+
+
+def test_expert_solves_the_task_before_the_camera(clip):
     assert clip.source['success']
     assert clip.frames.shape == (16, 96, 128, 3)
     assert clip.task == TASKS[clip.source['task']].text
@@ -28,9 +44,7 @@ def test_expert_solves_every_task_before_the_camera(clip):
 
 
 def test_object_and_actor_are_well_visible(clip):
-    pixels = (clip.labels == OBJECT).sum(axis=(1, 2)) / clip.labels[0].size
-    assert pixels[0] > 0.005
-    assert (pixels > 0.001).all()
+    assert (clip.labels[0] == OBJECT).mean() > 0.003
     assert ((clip.labels == ACTOR).mean(axis=(1, 2)) > 0.005).mean() > 0.8
 
 
@@ -51,7 +65,35 @@ def test_times_are_those_of_the_simulation(clip):
     np.testing.assert_allclose(np.diff(times), times[-1] / 15, atol=0.0126)  # one control step is 12.5 ms
 
 
-def test_the_camera_matrix_and_depth_put_hand_and_table_where_they_are(clip):
+def test_the_hand_comes_from_afar_and_touches_the_object(clip):
+    assert not clip.contact[0]
+    assert clip.contact.any()
+
+
+def test_the_goal_is_the_whole_object_where_it_ends_without_the_arm(clip):
+    goal, last = clip.goal == OBJECT, clip.labels[-1]
+    assert set(np.unique(clip.goal)) == {0, OBJECT}
+    assert (goal | (last != OBJECT)).mean() > 0.995  # closing seams may differ at the rim of the arm
+    assert (goal & (last == ACTOR)).any()  # the hand is in front of it
+    assert not (goal & (last == 0)).sum() > 20
+
+
+def project(point, camera):
+    inside = np.linalg.inv(camera.cam_to_world) @ np.append(point, 1)
+    return (camera.intrinsics @ (inside[:3] / inside[2]))[:2]
+
+
+def test_the_goal_point_is_where_the_goal_mask_is_in_every_camera(views):
+    for clip in views.values():
+        ys, xs = np.nonzero(clip.goal)
+        x, y = project(clip.goal_point, clip.camera)
+        assert xs.min() < x < xs.max()
+        assert ys.min() < y < ys.max()
+
+
+@pytest.mark.parametrize('name', VIEWS)
+def test_the_camera_matrix_and_depth_put_hand_and_table_where_they_are(views, name):
+    clip = views[name]
     height, width = clip.labels.shape[1:]
     pixels = np.stack((*np.meshgrid(np.arange(width), np.arange(height)), np.ones((height, width))))
     rays = np.einsum('ij,jhw->hwi', np.linalg.inv(clip.camera.intrinsics), pixels)
@@ -65,11 +107,41 @@ def test_the_camera_matrix_and_depth_put_hand_and_table_where_they_are(clip):
     assert np.linalg.norm(hand, axis=1).min() < 0.06
 
 
+def test_no_camera_is_upside_down(views):
+    for clip in views.values():
+        right, down, _ = clip.camera.cam_to_world[:3, :3].T
+        assert abs(right[2]) < 1e-9
+        assert down[2] < -0.5
+
+
+def test_cameras_share_one_run_and_do_not_depend_on_each_other(views):
+    assert tuple(views) == tuple(VIEWS)
+    alone = record_clips('drawer-open', 5, ('corner3',), **SIZE, num_frames=3)['corner3']
+    for name in ('frames', 'labels', 'depth', 'goal', 'actions', 'states', 'contact', 'goal_point'):
+        np.testing.assert_array_equal(getattr(views['corner3'], name), getattr(alone, name), err_msg=name)
+    poses = [clip.camera.cam_to_world for clip in views.values()]
+    assert not any(np.allclose(a, b, atol=0.05) for i, a in enumerate(poses) for b in poses[:i])
+    assert all(clip.source == alone.source for clip in views.values())
+
+
+def test_the_default_is_what_the_embedded_model_was_trained_on():
+    """Numbers of the dataset that trained it; other draws for camera or hand would change them."""
+    clip = record_clip('door-open', 0, **SIZE, num_frames=2)
+    np.testing.assert_allclose(
+        clip.camera.cam_to_world[:3, 3], (0.50804991, 0.08713571, 0.62481368), atol=1e-7
+    )
+    np.testing.assert_allclose(clip.states[0, :3], (0.0281453, 0.6045216, 0.2132056), atol=1e-4)
+    assert clip.task == 'open the door'
+
+
 @pytest.mark.parametrize('task', TASKS)
 def test_the_object_is_what_the_task_moves_and_nothing_fixed(task):
-    scene = metaworld._scene(task, **SIZE)
+    scene = Scene(task, 60, 80)
     model, data = scene.model, scene.data
-    states, *_ = scene.run_expert(0, np.zeros(3))
+    for seed in range(4):
+        states, *_, success = scene.run_expert(seed, np.zeros(3))
+        if success is not None:
+            break
     poses = []
     for state in (states[0], states[-1]):
         scene.restore(state)
@@ -82,51 +154,161 @@ def test_the_object_is_what_the_task_moves_and_nothing_fixed(task):
     assert not object_bodies & actor_bodies
     rest = set(np.flatnonzero(moved)) - object_bodies - actor_bodies
     names = {model.body(body).name for body in rest if model.body_geomnum[body]}
-    assert names <= {'mocap', 'nail_link'}  # the mocap marker is invisible; the hammer drives the nail
+    assert names - {'mocap'} <= MOVES_ALONG.get(task, set())  # the mocap marker is invisible
+    drawn_actor = scene.is_actor & (model.geom_group == metaworld.ACTOR_GROUP)
+    np.testing.assert_array_equal(model.geom_group == metaworld.ACTOR_GROUP, drawn_actor)
+
+
+def test_every_meta_world_task_with_an_object_is_there():
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    known = {name.removesuffix('-v3') for name in ALL_V3_ENVIRONMENTS}
+    assert set(TASKS) == known - {'reach', 'reach-wall'}
+    for task in TASKS.values():
+        assert 3 <= len(set(task.texts)) == len(task.texts) <= 6
+
+
+def test_tasks_are_told_apart_by_their_texts():
+    texts = [text for task in TASKS.values() for text in task.texts]
+    assert len(set(texts)) == len(texts)
 
 
 def test_a_clip_depends_on_task_and_seed_alone():
-    first = record_clip('drawer-open', 7, **SIZE)
-    record_clip('drawer-open', 8, **SIZE)
-    again = record_clip('drawer-open', 7, **SIZE)
-    other = record_clip('drawer-open', 9, **SIZE)
+    options = {**SIZE, 'num_frames': 3}
+    first = record_clip('drawer-open', 7, **options)
+    record_clip('drawer-open', 8, **options, variation=True)
+    again = record_clip('drawer-open', 7, **options)
+    other = record_clip('drawer-open', 9, **options)
     for name in ('frames', 'labels', 'depth', 'actions', 'states'):
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name), err_msg=name)
     assert (first.labels != other.labels).any()
 
 
+def test_open_scenes_do_not_disturb_each_other():
+    pose = metaworld._draw_camera(np.random.default_rng(0), TASKS['push'], VIEWS['front'], 1)
+
+    def picture(scene):
+        scene.restore(scene.run_expert(0, np.zeros(3))[0][0])
+        return scene.render(pose, 45.0)[0]
+
+    first = Scene('push', 96, 128)
+    alone = picture(first)
+    second = Scene('hammer', 120, 160)
+    picture(second)
+    np.testing.assert_array_equal(picture(first), alone)
+    del second  # frees its textures and meshes, and no others
+    np.testing.assert_array_equal(picture(first), alone)
+
+
+def test_variation_changes_the_look_and_not_what_happens():
+    plain, varied, again, other = (
+        record_clip('push', seed, **SIZE, num_frames=2, variation=variation)
+        for seed, variation in ((1, False), (1, True), (1, True), (3, True))
+    )
+    np.testing.assert_array_equal(plain.states, varied.states)
+    np.testing.assert_array_equal(varied.frames, again.frames)
+    assert abs(plain.frames.mean((0, 1, 2)) - varied.frames.mean((0, 1, 2))).max() > 3
+    assert abs(other.frames.mean((0, 1, 2)) - varied.frames.mean((0, 1, 2))).max() > 3
+    assert (varied.source['variation'], plain.source['variation']) == (True, False)
+
+
+def test_variation_leaves_a_red_handle_reddish():
+    clip = record_clip('hammer', 1, **SIZE, num_frames=2, variation=True)
+    red, green, blue = clip.frames[0][clip.labels[0] == OBJECT].astype(int).T
+    assert ((red > 2 * green) & (red > 2 * blue)).mean() > 0.2
+
+
+def test_texts_are_drawn_from_the_seed_if_asked_for():
+    texts = [
+        record_clip('push', seed, 24, 32, num_frames=2, paraphrase=True).task for seed in (1, 2, 3, 4, 5, 1)
+    ]
+    assert texts[0] == texts[-1]
+    assert 1 < len(set(texts)) <= len(TASKS['push'].texts)
+    assert set(texts) <= set(TASKS['push'].texts)
+
+
+def test_a_goal_that_the_scene_hides_is_shown_as_silhouette():
+    clip = record_clip('pick-place-wall', 0, num_frames=2)
+    assert not (clip.labels[-1] == OBJECT).any()  # behind the wall
+    x, y = project(clip.goal_point, clip.camera)
+    assert clip.goal[round(y), round(x)] == OBJECT
+    np.testing.assert_array_equal(record_clip('pick-place-wall', 0, num_frames=2).goal, clip.goal)
+
+
 def test_an_expert_that_fails_gives_way_to_the_next_seed():
     assert not record_clip('door-open', 2, **SIZE, num_frames=2).source['success']
-    source = record_episode('door-open', 'train', 2, **SIZE, num_frames=2).source
+    source = record_episode('door-open', 'train', 2, **SIZE, num_frames=2)['front'].source
     assert source['success']
     assert source['seed'] == 2 + metaworld.RETRY_STRIDE
 
 
+def test_an_object_hidden_at_first_gives_way_to_the_next_seed():
+    hidden = record_clip('door-lock', 2, **SIZE, num_frames=2)
+    assert hidden.source['success']
+    assert not (hidden.labels[0] == OBJECT).any()
+    clip = record_episode('door-lock', 'train', 2, **SIZE, num_frames=2)['front']
+    assert clip.source['seed'] > metaworld.RETRY_STRIDE
+    assert (clip.labels[0] == OBJECT).mean() > metaworld.MIN_VISIBLE
+
+
 def test_splits_share_no_seed():
-    last = metaworld.FIRST_SEED['train'] + (metaworld.MAX_RETRIES + 1) * metaworld.RETRY_STRIDE - 1
-    assert last < metaworld.FIRST_SEED['test']
+    last = (metaworld.MAX_RETRIES + 1) * metaworld.RETRY_STRIDE - 1
+    first = metaworld.FIRST_SEED
+    assert first['train'] + last < first['test']
+    assert first['test'] + last < first['test_tasks']
+    assert first['test_camera'] == first['test']  # the same episodes from elsewhere
 
 
-def test_simulate_makes_goes_on_with_and_repeats_a_dataset(tmp_path):
-    options = {'split': 'test', 'tasks': ('faucet-open', 'hammer'), 'num_frames': 4, **SIZE}
-    short = simulate(tmp_path / 'a', episodes=1, workers=1, **options)
-    longer = simulate(tmp_path / 'a', episodes=2, workers=1, **options)
-    at_once = simulate(tmp_path / 'b', episodes=2, workers=2, **options)
-    assert longer == at_once == json.loads((tmp_path / 'a/test.json').read_text())
+@pytest.mark.parametrize('size', SIZES)
+def test_what_is_held_out_is_in_no_training_split(size):
+    splits = SIZES[size]
+    assert not set(splits['train'].tasks) & set(HELD_OUT_TASKS)
+    assert HELD_OUT_CAMERA not in splits['train'].cameras
+    assert splits['train'].tasks == splits['test'].tasks
+    assert set(splits) <= set(metaworld.FIRST_SEED)
+    if size != 'sim8':
+        assert set(splits['test_tasks'].tasks) <= set(HELD_OUT_TASKS)
+        assert splits['test_camera'].cameras == (HELD_OUT_CAMERA,)
+    if size in ('small', 'full'):
+        assert {*splits['train'].tasks, *splits['test_tasks'].tasks} == set(TASKS)
+
+
+def test_sim8_is_the_default_of_simulate():
+    assert SIZES['sim8']['train'].tasks == SIM8_TASKS
+    assert (SIZES['sim8']['train'].episodes, SIZES['sim8']['test'].episodes) == (120, 10)
+
+
+def test_simulate_makes_and_goes_on_with_a_dataset_of_several_cameras(tmp_path):
+    options = {'split': 'test', 'tasks': ('faucet-open', 'hammer'), 'num_frames': 3, **SIZE}
+    options['cameras'] = ('front', 'corner')
+    short = simulate(tmp_path, episodes=1, workers=1, **options)
+    longer = simulate(tmp_path, episodes=2, workers=2, **options)
+    assert longer == json.loads((tmp_path / 'test.json').read_text())
     assert longer['episodes'][:2] == short['episodes']
     assert longer['counts'] == {'faucet-open': 2, 'hammer': 2}
-    clips = list(read_clips(tmp_path / 'a/test'))
-    assert [clip.source['task'] for clip in clips] == ['faucet-open', 'hammer'] * 2
-    expected = record_episode('hammer', 'test', 1, num_frames=4, **SIZE)
-    np.testing.assert_array_equal(clips[3].labels, expected.labels)
-    assert clips[3].source == expected.source
+    reader = open_dataset(tmp_path / 'test')
+    assert set(reader.episode(0).masked) == {'front', 'corner'}
+    for index, row in enumerate(longer['episodes']):
+        task = ('faucet-open', 'hammer')[index % 2]
+        expected = record_episode(task, 'test', index // 2, cameras=('front', 'corner'), num_frames=3, **SIZE)
+        for camera, clip in expected.items():
+            stored = reader.read(index, camera=camera)
+            np.testing.assert_array_equal(stored.labels, clip.labels)
+            np.testing.assert_array_equal(stored.goal, clip.goal)
+            np.testing.assert_array_equal(stored.contact, clip.contact)
+            np.testing.assert_array_equal(stored.goal_point, clip.goal_point)
+            assert stored.source['sha256'] == clip.source['sha256'] == row['sha256']
     with pytest.raises(ValueError, match='hammer 0 belongs'):
-        simulate(tmp_path / 'a', episodes=2, workers=1, **{**options, 'tasks': ('hammer', 'faucet-open')})
+        simulate(tmp_path, episodes=2, workers=1, **{**options, 'tasks': ('hammer', 'faucet-open')})
+    with pytest.raises(ValueError, match='made with variation False, asked for True'):
+        simulate(tmp_path, episodes=2, workers=1, variation=True, **options)
 
 
-@pytest.mark.parametrize('wrong', [{'split': 'valid'}, {'tasks': ('fold-shirt',)}, {'episodes': 0}])
+@pytest.mark.parametrize(
+    'wrong', [{'split': 'valid'}, {'tasks': ('fold-shirt',)}, {'episodes': 0}, {'cameras': ('wrist',)}]
+)
 def test_wrong_requests_are_named(tmp_path, wrong):
-    with pytest.raises(ValueError, match=r'unknown (split|task)|episodes: expected'):
+    with pytest.raises(ValueError, match=r'unknown (split|task|camera)|episodes: expected'):
         simulate(tmp_path, **wrong)
-    with pytest.raises(ValueError, match="unknown task 'fold-shirt'; known: door-open"):
+    with pytest.raises(ValueError, match="unknown task 'fold-shirt'; known: "):
         record_clip('fold-shirt', 0)

@@ -30,6 +30,14 @@ def test_centroid_error_in_pixels():
     assert metrics.centroid_error(square(3), square(7), 1) == 4
 
 
+def test_kept_frames_counts_frames_that_lost_the_object():
+    predicted, truth = square(3), square(3)
+    predicted[1] = 0
+    truth[3] = 0
+    assert metrics.kept_frames(predicted, truth, 1) == 0.5
+    assert np.isnan(metrics.kept_frames(predicted, truth, 2))
+
+
 def test_psnr_of_known_error_and_on_chosen_pixels():
     truth = np.full((3, 8, 8, 3), 100, np.uint8)
     predicted = truth.copy()

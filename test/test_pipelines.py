@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload_with_hook
+from diffusers.pipelines import pipeline_utils
+from transformers.utils import logging
 
 from mask2iv_ros import labels as lb
-from mask2iv_ros.pipelines.components import keep_observed
-from mask2iv_ros.pipelines.interaction_video import InteractionVideoPipeline
-from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
-from mask2iv_ros.pipelines.mask_trajectory import MaskTrajectoryPipeline, trajectory_condition
+from mask2iv_ros.models.text_encoder import PackagedTextEncoder
+from mask2iv_ros.pipelines import InteractionVideoPipeline, Mask2IVPipeline, MaskTrajectoryPipeline
+from mask2iv_ros.pipelines.components import encode_images, images_to_tensor, keep_observed, tensor_to_images
+from mask2iv_ros.pipelines.mask_trajectory import trajectory_condition
 from tiny_model import build_tiny_pipeline
 
 
@@ -68,15 +71,19 @@ def test_text_and_goal_both_change_the_answer(pipeline, scene):
             assert not torch.equal(latents[i], latents[j])
 
 
-def test_save_and_load_gives_the_same_answers(pipeline, scene, tmp_path):
+def test_save_and_load_gives_the_same_answers(pipeline, scene, tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(pipeline_utils.logger, 'warning', warnings.append)
     pipeline.save_pretrained(tmp_path)
     assert not list(tmp_path.rglob('*.bin'))
     assert list(tmp_path.rglob('*.safetensors'))
     loaded = Mask2IVPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
-    assert dict(loaded.config) == {**pipeline.config, '_name_or_path': str(tmp_path)} or (
-        loaded.config.name == pipeline.config.name
+    assert not warnings
+    expected, got = (
+        {key: value for key, value in p.config.items() if not key.startswith('_')} for p in (pipeline, loaded)
     )
+    assert got == expected
     expected, got = (p(**scene, task='open', generator=seeded()) for p in (pipeline, loaded))
     np.testing.assert_array_equal(expected.labels, got.labels)
     np.testing.assert_array_equal(expected.frames, got.frames)
@@ -90,6 +97,55 @@ def test_each_stage_saves_and_loads_alone(pipeline, tmp_path):
         stage.save_pretrained(tmp_path / stage.stage)
         loaded = stage_class.from_pretrained(tmp_path / stage.stage)
         assert loaded.config.num_frames == stage.config.num_frames
+
+
+def test_loading_the_text_encoder_leaves_progress_bars_as_they_were():
+    for switch, enabled in ((logging.disable_progress_bar, False), (logging.enable_progress_bar, True)):
+        switch()
+        PackagedTextEncoder()
+        assert logging.is_progress_bar_enabled() == enabled
+
+
+def test_progress_bars_carry_the_stage_unless_they_are_told_otherwise():
+    pipeline = build_tiny_pipeline()
+    assert pipeline.video.progress_bar(total=1).desc.startswith('video')
+    pipeline.set_progress_bar_config(desc='mine')
+    assert pipeline.video.progress_bar(total=1).desc.startswith('mine')
+
+
+def test_latents_are_given_on_request(pipeline, scene):
+    out = pipeline(**scene, task='x', generator=seeded(), output_type='latent')
+    assert out.frames.shape == (1, 4, 8, 4, 6)
+    assert out.frames.is_floating_point()
+    assert out.labels.shape == (1, 8, 32, 48)
+
+
+@pytest.mark.parametrize('device', ['cpu', *(['cuda'] if torch.cuda.is_available() else [])])
+def test_offloaded_models_go_back_to_the_cpu(scene, device):
+    pipeline = build_tiny_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(**scene, task='x', generator=seeded()).frames
+    pipeline.enable_model_cpu_offload(device=device)
+    used = pipeline._all_hooks
+    got = pipeline(**scene, task='x', generator=seeded()).frames
+    assert np.abs(got - expected.astype(int)).mean() < 1
+    assert pipeline._all_hooks is not used  # diffusers offloads everything when it sets new hooks
+    assert {parameter.device.type for parameter in pipeline.vae.parameters()} == {'cpu'}
+
+
+def test_pixels_go_where_an_offloaded_vae_runs(scene):
+    vae, meta = build_tiny_pipeline().vae, torch.device('meta')
+    cpu_offload_with_hook(vae, meta)
+    assert encode_images(vae, scene['image'][:, None], meta).device == meta
+
+
+def test_pixels_and_images_are_the_same_numbers():
+    images = np.arange(256 * 3, dtype=np.uint8).reshape(2, 8, 16, 3)
+    pixels = images_to_tensor(images)
+    assert pixels.shape == (2, 3, 8, 16)
+    assert (pixels.min(), pixels.max()) == (-1, 1)
+    np.testing.assert_array_equal(tensor_to_images(pixels), images)
+    np.testing.assert_array_equal(tensor_to_images(pixels * 9) == 255, images > 141)
 
 
 def test_callback_sees_every_step_of_both_stages(pipeline, scene):
@@ -144,11 +200,30 @@ def test_bfloat16_runs_and_stays_close(pipeline, scene):
         ({'labels': np.full((1, 32, 48), 9, np.uint8)}, 'label ids'),
         ({'goal': np.zeros((2, 32, 48), np.uint8)}, 'goal: expected uint8'),
         ({'task': ['a', 'b']}, 'task: expected one text or 1, got 2'),
+        ({'image': np.zeros((1, 30, 44, 3), np.uint8)}, 'image: .*multiples of 16, got 30 x 44'),
+        ({'output_type': 'pil'}, "output_type: expected 'np' or 'latent', got 'pil'"),
+        # Known to stage 1 alone: refused before stage 1 has run for nothing.
+        ({'callback_on_step_end_tensor_inputs': ('latents', 'first')}, r"expected some of .*got \['first'\]"),
     ],
 )
 def test_wrong_inputs_are_named(pipeline, scene, change, message):
     with pytest.raises(ValueError, match=message):
-        pipeline(**{**scene, **change})
+        pipeline(**{'callback_on_step_end': None, **scene, **change})
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'image': np.zeros((1, 30, 44, 3), np.uint8)}, 'image: .*multiples of 16'),
+        ({'labels': np.zeros((1, 7, 32, 48), np.uint8)}, r'labels: expected uint8 \(1, 8, 32, 48\)'),
+        ({'output_type': 'pil'}, 'output_type'),
+        ({'callback_on_step_end_tensor_inputs': ('first',)}, "got \\['first'\\]"),
+    ],
+)
+def test_wrong_inputs_of_stage_2_are_named(pipeline, scene, change, message):
+    labels = np.repeat(scene['labels'][:, None], 8, axis=1)
+    with pytest.raises(ValueError, match=message):
+        pipeline.video(**{'image': scene['image'], 'labels': labels, **change})
 
 
 def test_goal_condition_has_first_mask_zeros_and_goal():

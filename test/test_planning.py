@@ -1,19 +1,19 @@
 """Requests in image pixels to plans in the same pixels, and their lift to 3-D."""
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from mask2iv_ros import labels as lb
-from mask2iv_ros.planning.generate import (
-    Cancelled,
-    GenerationRequest,
-    InvalidRequest,
-    generate_plans,
-    move_mask,
-    plan_to_clip,
-    score_trajectory,
-)
+from mask2iv_ros.clip import Camera
+from mask2iv_ros.framing import Framing
+from mask2iv_ros.planning import generate
+from mask2iv_ros.planning.generate import Cancelled, find_contact, generate_plans, score_trajectory
 from mask2iv_ros.planning.path import lift_path
+from mask2iv_ros.planning.request import GenerationRequest, InvalidRequest, Plan, move_mask, plan_to_clip
 from tiny_model import build_tiny_pipeline
 
 
@@ -48,24 +48,39 @@ def test_plan_has_the_pixel_frame_of_the_image(pipeline, size):
 
 
 def test_trajectory_only_has_no_video(pipeline):
-    (plan,) = generate_plans(pipeline, request(trajectory_only=True))
+    asked = request(trajectory_only=True)
+    (plan,) = generate_plans(pipeline, asked)
     assert plan.frames is None
     with pytest.raises(ValueError, match='no video'):
-        plan_to_clip(plan)
+        plan_to_clip(plan, asked)
 
 
-def test_samples_have_their_own_seeds_and_come_best_first(pipeline):
+def test_samples_have_their_own_seeds_and_come_best_first(pipeline, monkeypatch):
+    scores = iter([0.2, 0.9, 0.5])
+    monkeypatch.setattr(generate, 'score_trajectory', lambda labels: next(scores))
     plans = generate_plans(pipeline, request(num_samples=3, seed=7, trajectory_only=True))
-    assert sorted(plan.seed for plan in plans) == [7, 8, 9]
-    assert [plan.score for plan in plans] == sorted((plan.score for plan in plans), reverse=True)
+    assert [(plan.seed, plan.score) for plan in plans] == [(8, 0.9), (9, 0.5), (7, 0.2)]
 
 
-def test_exported_clip_invents_no_actions(pipeline):
-    clip = plan_to_clip(generate_plans(pipeline, request())[0])
+def test_a_plan_becomes_a_clip_with_its_goal_and_provenance(pipeline):
+    asked = request(goal_pixel=(100.0, 50.0))
+    (plan,) = generate_plans(pipeline, asked)
+    camera = Camera(np.eye(3))
+    clip = plan_to_clip(plan, asked, camera, {'plan_id': 'a'})
     assert clip.actions is None
     assert clip.states is None
-    assert clip.task == 'open'
-    assert clip.source['generator'] == 'tiny'
+    assert (clip.task, clip.fps, clip.camera) == ('open', pipeline.config.fps, camera)
+    np.testing.assert_array_equal(clip.goal == lb.OBJECT, move_mask(asked.object_mask, (100.0, 50.0)))
+    assert set(clip.source) == {'generated_by', 'model', 'seed', 'score', 'score_meaning', 'plan_id'}
+    assert (clip.source['model'], clip.source['plan_id']) == ('tiny', 'a')
+    assert json.loads(json.dumps(clip.source)) == clip.source
+
+
+@pytest.mark.parametrize('fps', [15, 30, 49])  # 1 / (1 / 49) is not 49, and LeRobot stores whole rates
+def test_a_clip_has_the_frame_rate_of_its_plan(fps):
+    asked = request()
+    plan = Plan(asked.labels[None], asked.frame[None], '', 0, 'tiny', 1.0, '', -1, None, fps)
+    assert plan_to_clip(plan, asked).fps == fps
 
 
 def test_progress_sees_every_step_with_previews_of_stage_1(pipeline):
@@ -106,7 +121,7 @@ def test_cancelled_from_progress_stops(pipeline):
         ({'goal_mask': np.zeros((90, 160), bool)}, 'EMPTY_MASK'),
         ({'task': '  '}, 'NO_TASK_OR_GOAL'),
         ({'goal_pixel': (500.0, 3.0)}, 'INVALID_PARAMETER'),
-        ({'goal_pixel': (5.0, 3.0), 'goal_mask': np.ones((90, 160), bool)}, 'INVALID_PARAMETER'),
+        ({'num_inference_steps': 1001}, 'INVALID_PARAMETER'),
         ({'num_samples': 0}, 'INVALID_PARAMETER'),
         ({'num_inference_steps': -1}, 'INVALID_PARAMETER'),
         ({'frame': np.zeros((90, 160), np.uint8)}, 'INVALID_PARAMETER'),
@@ -125,6 +140,68 @@ def test_an_object_lost_at_the_models_resolution_is_named(pipeline):
     with pytest.raises(InvalidRequest, match='too few') as caught:
         generate_plans(pipeline, request(480, 640, object_mask=mask))
     assert caught.value.code == 'EMPTY_MASK'
+
+
+def test_a_goal_lost_at_the_models_resolution_is_named(pipeline):
+    one_pixel = np.zeros((480, 640), bool)
+    one_pixel[300, 300] = True
+    two_parts = np.zeros((480, 640), bool)
+    two_parts[:99, -99:] = two_parts[-99:, :99] = True
+    for goal in (
+        {'goal_mask': one_pixel},
+        {'object_mask': two_parts, 'goal_pixel': (639, 479)},  # one lands right of the image, one below it
+    ):
+        with pytest.raises(InvalidRequest, match=r'goal.* pixels, too few') as caught:
+            generate_plans(pipeline, request(480, 640, actor_mask=None, **goal))
+        assert caught.value.code == 'EMPTY_MASK'
+
+
+def test_a_goal_mask_takes_precedence_over_a_goal_pixel(pipeline):
+    mask = np.zeros((90, 160), bool)
+    mask[50:80, 20:60] = True
+    asked = request(goal_mask=mask, goal_pixel=(500.0, 3.0))  # which is not even in the image
+    np.testing.assert_array_equal(asked.goal_labels, mask)
+    assert generate_plans(pipeline, asked)
+
+
+@pytest.mark.parametrize('size', [(10, 16), (90, 160), (480, 640)])
+def test_every_contact_frame_has_a_contact_pixel(size):
+    framing = Framing(size, (128, 160))
+    labels = np.zeros((3, *size), np.uint8)
+    height, width = size
+    labels[1:, height // 2 :, : width // 2] = lb.OBJECT
+    labels[2, : height // 2, : width // 2] = lb.ACTOR
+    frame, (x, y) = find_contact(framing.fit_labels(labels), framing)
+    assert frame == 2
+    pixel = max(1, height / 128)  # of the model, in source pixels
+    assert (x, y) == (
+        pytest.approx(width / 4 - 0.5, abs=pixel),
+        pytest.approx(height / 2 - 0.5, abs=pixel),
+    )
+    assert find_contact(framing.fit_labels(labels[:2]), framing) == (-1, None)
+
+
+def test_small_images_have_contacts_too(pipeline):
+    below, above = np.zeros((2, 10, 16), bool)
+    below[5:, 4:12] = above[:5, 4:12] = True
+    (plan,) = generate_plans(pipeline, request(10, 16, object_mask=below, actor_mask=above))
+    assert plan.contact_frame == 0
+    assert plan.contact_pixel == (pytest.approx(7.5, abs=1), pytest.approx(4.5, abs=1))
+
+
+def test_offloaded_models_are_freed_after_a_request(pipeline):
+    offloaded = build_tiny_pipeline()
+    offloaded.set_progress_bar_config(disable=True)
+    offloaded.enable_model_cpu_offload(device='cpu')
+    used = offloaded._all_hooks
+    generate_plans(offloaded, request(trajectory_only=True))
+    assert offloaded._all_hooks is not used
+
+
+def test_a_request_is_read_and_checked_without_torch():
+    code = 'import sys, mask2iv_ros.planning.request; print("torch" in sys.modules)'
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert run.stdout == 'False\n'
 
 
 def test_goal_pixel_moves_the_mask_there():

@@ -1,5 +1,6 @@
 """Training: losses look where they should, runs resume exactly, and what comes out is a working model."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -10,8 +11,10 @@ import torch
 import yaml
 
 from mask2iv_ros import labels as lb
+from mask2iv_ros.cli import main
 from mask2iv_ros.clip import InteractionClip
 from mask2iv_ros.data.lerobot import LeRobotClipWriter
+from mask2iv_ros.models.autoencoder import PatchAutoencoderKL
 from mask2iv_ros.pipelines.loading import ModelError, load_pipeline
 from mask2iv_ros.training.arrays import build_arrays, damage_labels, goal_labels
 from mask2iv_ros.training.losses import contact_weight, foreground_weight
@@ -23,11 +26,11 @@ CONFIG = Path(__file__).parents[1] / 'config' / 'train' / 'mask2iv-sim.yaml'
 
 def moving_clip(seed: int) -> InteractionClip:
     rng = np.random.default_rng(seed)
-    labels = np.zeros((8, 24, 32), np.uint8)
+    labels = np.zeros((8, 32, 32), np.uint8)
     for t in range(8):
         labels[t, 10:16, 4 + 2 * t : 12 + 2 * t] = lb.OBJECT
         labels[t, 2:11, 2 + 2 * t : 6 + 2 * t] = lb.ACTOR
-    frames = lb.labels_to_rgb(labels) // 2 + rng.integers(0, 60, (8, 24, 32, 3), dtype=np.uint8)
+    frames = lb.labels_to_rgb(labels) // 2 + rng.integers(0, 60, (8, 32, 32, 3), dtype=np.uint8)
     return InteractionClip(frames, labels, task=('push it', 'pull it')[seed % 2], source={'seed': seed})
 
 
@@ -104,11 +107,37 @@ class TestTrainer:
         parts = self.train(tmp_path / 'parts', [5, 3, 12])
         assert torch.equal(whole, parts)
 
-    def test_a_kill_while_saving_leaves_a_checkpoint(self, tmp_path):
+    @pytest.mark.parametrize('killed_at', ['save_state', 'rename', 'rmtree'])
+    def test_a_kill_while_saving_leaves_a_checkpoint(self, tmp_path, monkeypatch, killed_at):
+        """The second save of a run dies at each of its calls in turn; what is on disk then is continued."""
         self.train(tmp_path, [5])
-        (tmp_path / 'checkpoint').rename(tmp_path / 'checkpoint.new')
-        resumed = Trainer(torch.nn.Linear(4, 2), tmp_path, Schedule(steps=12, learning_rate=0.05))
-        assert resumed.step == 5
+
+        def resumed() -> Trainer:
+            torch.manual_seed(0)
+            return Trainer(torch.nn.Linear(4, 2), tmp_path, Schedule(steps=12, learning_rate=0.05))
+
+        for calls in range(4):
+            trainer = resumed()
+            assert trainer.step == 5 + calls
+            trainer.step += 1
+            left = [calls]
+
+            def dying(original, left=left):
+                def call(*arguments, **options):
+                    left[0] -= 1
+                    if left[0] < 0:
+                        raise KeyboardInterrupt
+                    return original(*arguments, **options)
+
+                return call
+
+            with monkeypatch.context() as patch:
+                owner = {'save_state': trainer.accelerator, 'rename': Path, 'rmtree': shutil}[killed_at]
+                patch.setattr(owner, killed_at, dying(getattr(owner, killed_at)))
+                with contextlib.suppress(KeyboardInterrupt):
+                    trainer.save()
+            assert resumed().step in (5 + calls, 6 + calls)
+            trainer.save()
 
     def test_the_time_budget_ends_a_run(self, tmp_path):
         trainer = Trainer(torch.nn.Linear(1, 1), tmp_path, Schedule(steps=10**6, learning_rate=0.1))
@@ -152,6 +181,38 @@ def test_training_logs_losses_and_draws_samples(run):
     for part in ('autoencoder', 'trajectory', 'video'):
         assert list((run / 'out' / part).glob('sample_*.png'))
         assert (run / 'out' / part / 'checkpoint' / 'step.json').is_file()
+        (last,) = map(json.loads, (run / 'out' / part / 'losses.jsonl').read_text().splitlines())
+        assert last['step'] == 3
+        assert 0 < last['loss'] < 100
+
+
+def test_a_stage_does_not_continue_on_another_autoencoders_latents(run, tmp_path):
+    shutil.copytree(run / 'out', tmp_path / 'out')
+    recipe = Recipe(run / 'config.yaml', run / 'data', tmp_path / 'out')
+    vae = PatchAutoencoderKL.from_pretrained(tmp_path / 'out/autoencoder/vae')
+    torch.nn.init.zeros_(vae.quant_conv.bias)
+    vae.save_pretrained(tmp_path / 'out/autoencoder/vae')
+    with pytest.raises(ValueError, match=r'was trained with seed 0 on latents .* remove .*trajectory'):
+        recipe.train('trajectory')
+
+
+def test_arrays_follow_the_dataset(run, tmp_path):
+    shutil.copytree(run / 'data', tmp_path / 'data')
+    recipe = Recipe(run / 'config.yaml', tmp_path / 'data', tmp_path / 'out')
+    assert len(recipe.arrays('test')) == 2
+    with LeRobotClipWriter(tmp_path / 'data' / 'test') as writer:
+        writer.add(moving_clip(8))
+    assert len(recipe.arrays('test')) == 3
+
+
+def test_a_time_budget_ends_the_command_and_the_same_command_continues(run, tmp_path, capsys):
+    shutil.copytree(run / 'data', tmp_path / 'data')
+    command = ['train', str(tmp_path / 'data'), str(tmp_path / 'out'), '--config', str(run / 'config.yaml')]
+    assert main([*command, '--max-minutes', '0']) == 0
+    assert 'autoencoder: stopped' in capsys.readouterr().out
+    assert not (tmp_path / 'out/trajectory').exists()
+    assert main(command) == 0
+    assert (tmp_path / 'out/model/model_index.json').is_file()
 
 
 def test_trained_model_is_small_safetensors_and_generates(run):
@@ -163,8 +224,8 @@ def test_trained_model_is_small_safetensors_and_generates(run):
     assert pipeline.config.name == 'test-model'
     assert pipeline.trajectory_unet.dtype == torch.float32
     clip = moving_clip(9)
-    framed = np.pad(clip.frames[:1], ((0, 0), (4, 4), (8, 8), (0, 0)))
-    labels = np.pad(clip.labels[:1], ((0, 0), (4, 4), (8, 8)))
+    framed = np.pad(clip.frames[:1], ((0, 0), (0, 0), (8, 8), (0, 0)))
+    labels = np.pad(clip.labels[:1], ((0, 0), (0, 0), (8, 8)))
     out = pipeline(framed, labels, 'push it')
     assert out.frames.shape == (1, 8, 32, 48, 3)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mask2iv_ros.pipelines.loading import load_pipeline
 from mask2iv_ros.weights import default_model_path, pack, unpack
@@ -48,9 +49,14 @@ def test_a_corrupt_packed_file_is_named(packed):
         unpack(packed)
 
 
-def test_only_float16_is_packed(tmp_path):
-    build_tiny_pipeline().save_pretrained(tmp_path / 'plain')
-    with pytest.raises(ValueError, match='expected float16'):
+@pytest.mark.parametrize(
+    ('dtype', 'name'), [(torch.float32, 'F32'), (torch.bfloat16, 'BF16'), (torch.int64, 'I64')]
+)
+def test_only_float16_is_packed(tmp_path, dtype, name):
+    (tmp_path / 'plain').mkdir()
+    tensors = {'a': torch.ones(4, dtype=torch.float16), 'F16': torch.ones(4, dtype=dtype)}
+    save_file(tensors, tmp_path / 'plain' / 'model.safetensors', metadata={'format': 'pt'})
+    with pytest.raises(ValueError, match=rf'model.safetensors: expected float16 .*got {name}'):
         pack(tmp_path / 'plain', tmp_path / 'packed')
 
 

@@ -1,12 +1,15 @@
-"""LeRobot v3 datasets: how an `InteractionClip` is written, appended and read back.
+"""LeRobot v3 datasets: how an `InteractionClip` is written and appended. `lerobot_reader` reads it back.
 
 Everything goes through LeRobot's own API. What LeRobot has no place for lives in per-frame `annotation.*`
 columns, because only those survive its merge, split and delete tools, and because policies take every
 `observation.*`, `action` and video column as input but leave these alone:
 
-* `annotation.masks.<camera>`: JSON, one COCO run-length code a label name; lossless, unlike any video.
+* `annotation.masks.<camera>`: JSON, one COCO run-length code a label name; lossless, unlike any video. There
+  only if the clip has masks.
 * `annotation.goal.<camera>`: the same for the goal image, '' where there is none.
 * `annotation.camera.<camera>`: JSON intrinsics and pose, '' where unknown.
+* `annotation.goal_point`: JSON x, y, z in metres, '' where unknown.
+* `annotation.contact`: 1 where the actor touches the object, 0 where not, -1 where unknown.
 * `annotation.frame_time`: seconds of the real world; LeRobot's own `timestamp` is always index / fps.
 * `annotation.source`: JSON provenance of the episode, repeated in each frame (parquet stores it once).
 
@@ -23,7 +26,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +39,15 @@ DEPTH_KEY = 'observation.images.{}_depth'
 MASKS_KEY = 'annotation.masks.{}'
 GOAL_KEY = 'annotation.goal.{}'
 CAMERA_KEY = 'annotation.camera.{}'
+GOAL_POINT_KEY = 'annotation.goal_point'
+CONTACT_KEY = 'annotation.contact'
 TIME_KEY = 'annotation.frame_time'
 SOURCE_KEY = 'annotation.source'
 
+MIN_SIDE = 32  #: pixels; the AV1 encoder kills the process on smaller pictures
 CRF = 18  #: video quality; LeRobot's 30 blurs fingers and thin tools
-MIN_DEPTH = (
-    0.01  #: metres; LeRobot's depth codec stores nothing nearer, so invalid depth (0) comes back as this
-)
+#: Metres; LeRobot's depth codec stores nothing nearer, so invalid depth (0) comes back as this.
+MIN_DEPTH = 0.01
 
 
 class IncompatibleDataset(ValueError):  # noqa: N818
@@ -91,56 +96,86 @@ def decode_masks(text: str) -> np.ndarray:
     return labels
 
 
-def clip_features(clip: InteractionClip, camera: str, depth: bool = False) -> dict[str, dict]:
-    """LeRobot features of a clip. State and action are there only if the clip has them."""
-    height, width = clip.labels.shape[1:]
+def clip_features(views: Mapping[str, InteractionClip], depth: bool = False) -> dict[str, dict]:
+    """LeRobot features of an episode seen by `views` (camera name -> clip).
+
+    State, action and masks are there only if the clips have them. IncompatibleDataset for small frames.
+    """
+    features = {}
     axes = ['height', 'width', 'channels']
-    features = {VIDEO_KEY.format(camera): {'dtype': 'video', 'shape': (height, width, 3), 'names': axes}}
-    if depth:
-        info = {'is_depth_map': True}
-        features[DEPTH_KEY.format(camera)] = {
-            'dtype': 'video', 'shape': (height, width, 1), 'names': axes, 'info': info
-        }  # fmt: skip
+    for camera, clip in views.items():
+        if min(clip.frames.shape[1:3]) < MIN_SIDE:
+            height, width = clip.frames.shape[1:3]
+            raise IncompatibleDataset(
+                f'{camera}: expected frames of at least {MIN_SIDE}x{MIN_SIDE} pixels, got {width}x{height}'
+            )
+    text = {'dtype': 'string', 'shape': (1,), 'names': None}
+    for camera, clip in views.items():
+        height, width = clip.frames.shape[1:3]
+        features[VIDEO_KEY.format(camera)] = {'dtype': 'video', 'shape': (height, width, 3), 'names': axes}
+        if depth:
+            info = {'is_depth_map': True}
+            features[DEPTH_KEY.format(camera)] = {
+                'dtype': 'video', 'shape': (height, width, 1), 'names': axes, 'info': info
+            }  # fmt: skip
+        if clip.labels is not None:
+            features[MASKS_KEY.format(camera)] = text
+        features |= dict.fromkeys((GOAL_KEY.format(camera), CAMERA_KEY.format(camera)), text)
     for key, values in (('observation.state', clip.states), ('action', clip.actions)):
         if values is not None:
             features[key] = {'dtype': 'float32', 'shape': (values.shape[1],), 'names': None}
-    for key in (MASKS_KEY.format(camera), GOAL_KEY.format(camera), CAMERA_KEY.format(camera), SOURCE_KEY):
-        features[key] = {'dtype': 'string', 'shape': (1,), 'names': None}
-    features[TIME_KEY] = {'dtype': 'float64', 'shape': (1,), 'names': None}
+    features |= {
+        SOURCE_KEY: text,
+        GOAL_POINT_KEY: text,
+        CONTACT_KEY: {'dtype': 'int8', 'shape': (1,), 'names': None},
+        TIME_KEY: {'dtype': 'float64', 'shape': (1,), 'names': None},
+    }
     return features
 
 
-def clip_rows(clip: InteractionClip, camera: str, depth: bool = False) -> Iterator[dict]:
-    """The frames of a clip as LeRobot's `add_frame` takes them."""
-    times = clip.source.get('frame_times', np.arange(len(clip)) / clip.fps)
-    source = json.dumps({key: value for key, value in clip.source.items() if key != 'frame_times'})
-    goal = '' if clip.goal is None else encode_masks(clip.goal)
-    calibration = ''
-    if clip.camera is not None:
-        pose = clip.camera.cam_to_world
-        calibration = json.dumps(
-            {
-                'intrinsics': np.asarray(clip.camera.intrinsics).tolist(),
-                'cam_to_world': None if pose is None else np.asarray(pose).tolist(),
-            }
-        )
-    for i, (frame, labels) in enumerate(zip(clip.frames, clip.labels, strict=True)):
+def clip_rows(views: Mapping[str, InteractionClip], depth: bool = False) -> Iterator[dict]:
+    """The frames of an episode as LeRobot's `add_frame` takes them."""
+    shared = next(iter(views.values()))
+    times = shared.source.get('frame_times', np.arange(len(shared)) / shared.fps)
+    contact = np.full(len(shared), -1) if shared.contact is None else shared.contact
+    point = shared.goal_point
+    episode = {
+        SOURCE_KEY: json.dumps({key: value for key, value in shared.source.items() if key != 'frame_times'}),
+        GOAL_POINT_KEY: '' if point is None else json.dumps(np.asarray(point, dtype=float).tolist()),
+        'task': shared.task,
+    }
+    for camera, clip in views.items():
+        episode[GOAL_KEY.format(camera)] = '' if clip.goal is None else encode_masks(clip.goal)
+        episode[CAMERA_KEY.format(camera)] = _encode_camera(clip.camera)
+    for i in range(len(shared)):
         row = {
-            VIDEO_KEY.format(camera): frame,
-            MASKS_KEY.format(camera): encode_masks(labels),
-            GOAL_KEY.format(camera): goal,
-            CAMERA_KEY.format(camera): calibration,
-            SOURCE_KEY: source,
+            **episode,
+            CONTACT_KEY: np.array([contact[i]], dtype=np.int8),
             TIME_KEY: np.array([times[i]], dtype=np.float64),
-            'task': clip.task,
         }
-        if depth:
-            row[DEPTH_KEY.format(camera)] = clip.depth[i, :, :, None]
-        if clip.states is not None:
-            row['observation.state'] = clip.states[i].astype(np.float32)
-        if clip.actions is not None:
-            row['action'] = clip.actions[i].astype(np.float32)
+        for camera, clip in views.items():
+            row[VIDEO_KEY.format(camera)] = clip.frames[i]
+            if clip.labels is not None:
+                row[MASKS_KEY.format(camera)] = encode_masks(clip.labels[i])
+            if depth:
+                row[DEPTH_KEY.format(camera)] = clip.depth[i, :, :, None]
+        if shared.states is not None:
+            row['observation.state'] = shared.states[i].astype(np.float32)
+        if shared.actions is not None:
+            row['action'] = shared.actions[i].astype(np.float32)
         yield row
+
+
+def _encode_camera(camera: Camera | None) -> str:
+    if camera is None:
+        return ''
+    pose = camera.cam_to_world
+    return json.dumps(
+        {
+            'intrinsics': np.asarray(camera.intrinsics).tolist(),
+            'cam_to_world': None if pose is None else np.asarray(pose).tolist(),
+        }
+    )
 
 
 class LeRobotClipWriter:
@@ -152,7 +187,7 @@ class LeRobotClipWriter:
 
     Args:
         root: directory of the dataset; its siblings `.<name>.*` are used while writing.
-        camera: name of the video, mask, goal and calibration columns.
+        camera: name of the video, mask, goal and calibration columns of a clip that is given alone.
         depth: also store `clip.depth` (LeRobot's 12 bit logarithmic depth video, 0.01 to 10 m).
         robot_type: LeRobot's `robot_type` of a new dataset.
 
@@ -165,10 +200,10 @@ class LeRobotClipWriter:
     def __init__(
         self, root: str | Path, camera: str = 'front', depth: bool = False, robot_type: str | None = None
     ):
-        self.root = Path(root).absolute()
+        self.root = Path(root).resolve()  # a link stays a link, and what it leads to is replaced
         self.camera, self.depth, self.robot_type = camera, depth, robot_type
         self._staging = self._sibling('staging')
-        self._dataset = None
+        self._dataset, self._checked = None, False
         self.root.parent.mkdir(parents=True, exist_ok=True)
         self._lock = open(self._sibling('lock'), 'w')  # noqa: SIM115 (open as long as the writer)
         try:
@@ -190,19 +225,29 @@ class LeRobotClipWriter:
         finally:
             self._lock.close()
 
-    def add(self, clip: InteractionClip) -> int:
-        """Stage one clip; returns its episode index. An error drops all that was not committed."""
-        if self.depth and clip.depth is None:
-            raise ValueError('clip.depth: expected depth, because this writer stores it; got None')
+    def add(self, clip: InteractionClip | Mapping[str, InteractionClip]) -> int:
+        """Stage one episode; returns its index. An error drops all that was not committed.
+
+        Args:
+            clip: the clip of the one camera, or {camera: clip} of several that saw the same episode. What is
+                not the camera's own (task, actions, states, contact, source) is taken from the first.
+        """
+        views = clip if isinstance(clip, Mapping) else {self.camera: clip}
+        for camera, view in views.items():
+            if self.depth and view.depth is None:
+                raise ValueError(f'{camera}: expected depth, because this writer stores it; got None')
+        lengths = {camera: len(view) for camera, view in views.items()}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f'expected cameras with equally many frames, got {lengths}')
         with self._discarding():
             if self._dataset is None:
-                self._open(clip)
+                self._open(views)
             else:
-                self._check(clip)
-            for row in clip_rows(clip, self.camera, self.depth):
+                self._check(views)
+            for row in clip_rows(views, self.depth):
                 self._dataset.add_frame(row)
             self._dataset.save_episode()
-            self._staged_frames += len(clip)
+            self._staged_frames += next(iter(lengths.values()))
             return self._dataset.meta.total_episodes - 1
 
     def commit(self):
@@ -229,20 +274,26 @@ class LeRobotClipWriter:
         shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(self._staging, ignore_errors=True)
 
-    def _open(self, clip: InteractionClip):
+    def _open(self, views: Mapping[str, InteractionClip]):
         import av
         import datasets
-        from lerobot.configs import RGBEncoderConfig
+        from lerobot.configs import DepthEncoderConfig, RGBEncoderConfig
         from lerobot.datasets import LeRobotDataset
 
         # A queue without limit: LeRobot drops frames when its encoder is slower than add_frame.
         options = {'video_backend': 'pyav', 'streaming_encoding': True, 'encoder_queue_maxsize': 0}
+        # LeRobot's own option, and none of the encoder's ten lines a video
+        quiet = {'x265-params': 'lossless=1:log-level=none'}
+        options['depth_encoder'] = DepthEncoderConfig(extra_options=quiet)
         self._staged_frames = 0
         if self.root.exists() and any(self.root.iterdir()):
             meta = load_metadata(self.root)
-            self._check(clip, meta)
+            self._check(views, meta)
+            if not self._checked:
+                check_files(meta)
+            self._checked = True
             encoder = RGBEncoderConfig.from_video_info(
-                meta.features[VIDEO_KEY.format(self.camera)].get('info')
+                meta.features[VIDEO_KEY.format(next(iter(views)))].get('info')
             )
             self._old_videos = set(self.root.glob('videos/**/*.mp4'))
             shutil.copytree(self.root, self._staging, copy_function=self._link_or_copy)
@@ -250,14 +301,15 @@ class LeRobotClipWriter:
                 self.root.name, root=self._staging, rgb_encoder=encoder, **options
             )
         else:
-            fps = round(clip.fps)
-            if fps != clip.fps:
-                raise ValueError(f'clip.fps: LeRobot stores whole frames a second, got {clip.fps}')
+            rate = next(iter(views.values())).fps
+            fps = round(rate)
+            if fps != rate:
+                raise ValueError(f'clip.fps: LeRobot stores whole frames a second, got {rate}')
             self._old_videos = set()
             self._dataset = LeRobotDataset.create(
                 self.root.name,
                 fps=fps,
-                features=clip_features(clip, self.camera, self.depth),
+                features=clip_features(views, self.depth),
                 root=self._staging,
                 robot_type=self.robot_type,
                 rgb_encoder=RGBEncoderConfig(crf=CRF),
@@ -274,7 +326,7 @@ class LeRobotClipWriter:
                 return os.link(source, target)
         return shutil.copy2(source, target)
 
-    def _check(self, clip: InteractionClip, meta=None):
+    def _check(self, views: Mapping[str, InteractionClip], meta=None):
         from lerobot.utils.constants import DEFAULT_FEATURES
 
         meta = meta or self._dataset.meta
@@ -287,11 +339,12 @@ class LeRobotClipWriter:
             }
 
         have = comparable(meta.features)
-        want = comparable(clip_features(clip, self.camera, self.depth))
+        want = comparable(clip_features(views, self.depth))
         problems = [f'{key}: dataset {have.get(key)}, clip {want.get(key)}' for key in sorted(have | want)
                     if have.get(key) != want.get(key)]  # fmt: skip
-        if meta.fps != clip.fps:
-            problems.append(f'fps: dataset {meta.fps}, clip {clip.fps}')
+        problems += [
+            f'fps: dataset {meta.fps}, clip {clip.fps}' for clip in views.values() if clip.fps != meta.fps
+        ]
         if problems:
             raise IncompatibleDataset(f'{self.root}: {"; ".join(problems)}')
 
@@ -350,107 +403,51 @@ def load_metadata(root: str | Path):
     Raises:
         FileNotFoundError: `root` is not there.
         IncompatibleDataset: `root` is not a complete LeRobot v3 dataset. (LeRobot itself would ask the Hub.)
+            For an older version, the message has the command that converts it.
     """
     from lerobot.datasets import LeRobotDatasetMetadata
 
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(errno.ENOENT, 'no such dataset', str(root))
-    if not (root / 'meta/info.json').is_file() or not any(root.glob('meta/episodes/**/*.parquet')):
+    info = root / 'meta/info.json'
+    try:
+        version = json.loads(info.read_text())['codebase_version'] if info.is_file() else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise IncompatibleDataset(f'{info}: damaged ({error!r})') from error
+    if version and not version.startswith('v3'):
+        raise IncompatibleDataset(
+            f'{root}: LeRobot dataset of version {version}, expected v3.0; convert it in place with: '
+            f'python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id={root.name} --root={root} '
+            '--push-to-hub=false'
+        )
+    if not version or not any(root.glob('meta/episodes/**/*.parquet')):
         raise IncompatibleDataset(
             f'{root}: not a complete LeRobot v3 dataset (no meta/info.json or meta/episodes)'
         )
-    return LeRobotDatasetMetadata(root.name, root=root)
+    try:
+        return LeRobotDatasetMetadata(root.name, root=root)
+    except Exception as error:
+        raise IncompatibleDataset(f'{root}/meta: damaged ({error!r})') from error
 
 
-def read_sources(root: str | Path) -> list[dict]:
-    """Provenance (`InteractionClip.source`) of every episode, without decoding a video."""
-    from lerobot.datasets import LeRobotDataset
+def check_files(meta) -> None:
+    """IncompatibleDataset if a table or video of the dataset is missing or cannot be opened."""
+    import av
+    import pyarrow.parquet as pq
 
-    meta = load_metadata(root)
-    table = LeRobotDataset(meta.repo_id, root=root, video_backend='pyav').hf_dataset.select_columns(
-        SOURCE_KEY
-    )
-    return [json.loads(table[episode['dataset_from_index']][SOURCE_KEY]) for episode in meta.episodes]
-
-
-def read_clips(
-    root: str | Path, camera: str | None = None, episodes: Iterable[int] | None = None
-) -> Iterator[InteractionClip]:
-    """Read episodes of a LeRobot v3 dataset that carries masks.
-
-    Frames are decoded only for the episodes asked, one episode at a time; `episodes` None is all of them.
-    `camera` None is the first camera with masks.
-
-    Raises:
-        FileNotFoundError, IncompatibleDataset: as `load_metadata`.
-        ValueError: there are no masks, or none of `camera`.
-        IndexError: an episode is out of range.
-    """
-    from lerobot.datasets import LeRobotDataset
-
-    root = Path(root)
-    meta = load_metadata(root)
-    prefix = MASKS_KEY.format('')
-    cameras = [key.removeprefix(prefix) for key in meta.features if key.startswith(prefix)]
-    if not cameras:
-        raise ValueError(f'{root}: no masks (no {prefix}<camera> column)')
-    camera = cameras[0] if camera is None else camera
-    if camera not in cameras:
-        raise ValueError(f'{root}: no masks of camera {camera!r}; there are {cameras}')
-    wanted = range(meta.total_episodes) if episodes is None else list(episodes)
-    for episode in wanted:
-        if not 0 <= episode < meta.total_episodes:
-            raise IndexError(f'{root}: episode {episode} of {meta.total_episodes}')
-
-    # One item is a whole episode, as long as the longest; LeRobot pads the others with their last frame.
-    steps = [i / meta.fps for i in range(max((meta.episodes[e]['length'] for e in wanted), default=0))]
-    keys = [key for key in (VIDEO_KEY.format(camera), DEPTH_KEY.format(camera)) if key in meta.features]
-    dataset = LeRobotDataset(
-        root.name,
-        root=root,
-        video_backend='pyav',
-        return_uint8=True,
-        depth_output_unit='m',
-        delta_timestamps=dict.fromkeys(keys, steps),
-    )
-    table = dataset.hf_dataset.with_format(None)  # LeRobot's own transform makes float64 float32
-    for episode in wanted:
-        first, end = (meta.episodes[episode][f'dataset_{edge}_index'] for edge in ('from', 'to'))
-        yield _to_clip(dataset[first], table[first:end], meta, camera, episode)
-
-
-def _to_clip(item: dict, rows: dict, meta, camera: str, episode: int) -> InteractionClip:
-    def column(key: str) -> np.ndarray | None:
-        return np.array(rows[key], dtype=meta.features[key]['dtype']) if key in rows else None
-
-    def text(key: str) -> str:
-        return rows[key][0] if key in rows else ''
-
-    length = len(rows['timestamp'])
-    frames = item[VIDEO_KEY.format(camera)][:length].permute(0, 2, 3, 1).contiguous().numpy()
-    depth = item.get(DEPTH_KEY.format(camera))
-    if depth is not None:
-        depth = depth[:length].numpy().reshape(frames.shape[:3]).astype(np.float32)
-        depth = np.where(depth > 1.01 * MIN_DEPTH, depth, 0)
-    source = json.loads(text(SOURCE_KEY) or json.dumps({'dataset': meta.repo_id, 'episode': episode}))
-    times = column(TIME_KEY)
-    if times is not None and not np.array_equal(times, np.arange(length) / meta.fps):
-        source['frame_times'] = times.tolist()
-    calibration = json.loads(text(CAMERA_KEY.format(camera)) or 'null')
-    if calibration:
-        pose = calibration['cam_to_world']
-        calibration = Camera(np.array(calibration['intrinsics']), None if pose is None else np.array(pose))
-    goal = text(GOAL_KEY.format(camera))
-    return InteractionClip(
-        frames=frames,
-        labels=np.stack([decode_masks(code) for code in rows[MASKS_KEY.format(camera)]]),
-        task=item['task'],
-        fps=float(meta.fps),
-        goal=decode_masks(goal) if goal else None,
-        actions=column('action'),
-        states=column('observation.state'),
-        depth=depth,
-        camera=calibration,
-        source=source,
-    )
+    files = [('data', meta.data_path, pq.ParquetFile)]
+    files += [
+        (f'videos/{key}', meta.video_path.replace('{video_key}', key), av.open) for key in meta.video_keys
+    ]
+    paths = {}
+    for prefix, pattern, opened in files:
+        columns = [f'{prefix}/chunk_index', f'{prefix}/file_index']
+        numbers = meta.episodes.select_columns(columns).to_pandas().drop_duplicates()
+        for chunk, file in numbers.itertuples(index=False):
+            paths[meta.root / pattern.format(chunk_index=chunk, file_index=file)] = opened
+    for path, opened in paths.items():
+        try:
+            opened(str(path)).close()
+        except Exception as error:
+            raise IncompatibleDataset(f'{path}: missing or damaged ({error})') from error

@@ -1,8 +1,9 @@
-"""Simulated demonstrations: Meta-World's scripted experts seen by a camera that knows every mask.
+"""Simulated demonstrations: Meta-World's scripted experts seen by cameras that know every mask.
 
-Owns the task table, the camera pose and the recorder. The object of a task is the part that the expert moves
-(door panel, drawer, knob, hammer), not the furniture around it, so the table names its bodies. A clip depends
-on (task, seed) alone: object and goal placement, start of the hand and camera pose are drawn from the seed.
+Owns the recorder; what is recorded stands in `metaworld_tasks`. The object of a task is the part that the
+expert moves (door panel, drawer, knob, hammer), not the furniture around it. A clip depends on task, seed,
+camera and options alone: placement of object and goal, start of the hand, camera pose, wording and look are
+drawn from the seed.
 """
 
 from __future__ import annotations
@@ -13,62 +14,42 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from mask2iv_ros.clip import Camera, InteractionClip
-from mask2iv_ros.data.lerobot import LeRobotClipWriter, read_sources
-from mask2iv_ros.labels import close_holes, combine_masks
-
-
-@dataclass(frozen=True)
-class Task:
-    """One row of the task table.
-
-    `text` is what a person would say; `bodies` are the MuJoCo bodies (with all below them) that the task
-    moves; the camera looks at `lookat` (metres, world) from `distance` metres.
-    """
-
-    text: str
-    bodies: tuple[str, ...]
-    lookat: tuple[float, float, float]
-    distance: float
-
-
-#: The key is Meta-World's environment name without its version.
-TASKS = {
-    'door-open': Task('open the door', ('door_link',), (-0.05, 0.68, 0.13), 0.95),
-    'door-close': Task('close the door', ('door_link',), (-0.08, 0.68, 0.13), 0.95),
-    'drawer-open': Task('open the drawer', ('drawer_link',), (0.0, 0.67, 0.12), 0.8),
-    'button-press-topdown': Task('press the button', ('button',), (0.0, 0.67, 0.2), 0.82),
-    'faucet-open': Task('open the faucet', ('faucet_link2',), (0.0, 0.63, 0.12), 0.72),
-    'faucet-close': Task('close the faucet', ('faucet_link2',), (0.0, 0.63, 0.12), 0.72),
-    'hammer': Task('hammer the nail', ('hammerbody',), (0.0, 0.6, 0.09), 0.88),
-    'assembly': Task('put the ring on the peg', ('RoundNut',), (0.0, 0.66, 0.12), 0.8),
-}
+from mask2iv_ros.data.lerobot import VIDEO_KEY, LeRobotClipWriter
+from mask2iv_ros.data.lerobot_reader import LeRobotReader
+from mask2iv_ros.data.metaworld_tasks import SIM8_TASKS, TASKS, VIEWS, Task, View
+from mask2iv_ros.data.sampling import spread_frames
+from mask2iv_ros.labels import OBJECT, close_holes, combine_masks
 
 FPS = 15.0  #: nominal rate of a clip; the true time of each frame is in `source['frame_times']`
-MAX_STEPS = 150  #: an expert that takes longer has lost its way; half of them need fewer than 80
-STEPS_AFTER_SUCCESS = 10
 SUPERSAMPLING = 2  #: RGB is rendered this many times larger and averaged; OSMesa's own MSAA is slower
+MIN_VISIBLE = 60 / (240 * 320)  #: share of the first picture that the object of an episode covers at least
 MAX_DEPTH = 10.0  #: metres; farther is sky and becomes 0
 
-#: First seed of each split; splits share no seed.
-FIRST_SEED = {'train': 0, 'test': 1_000_000}
-RETRY_STRIDE = 100_000  #: where the expert fails, the seed that many further takes its place ...
+#: First seed of each split. Splits share no seed but one pair: `test_camera` is `test` seen from elsewhere.
+FIRST_SEED = {'train': 0, 'test': 1_000_000, 'test_camera': 1_000_000, 'test_tasks': 2_000_000}
+RETRY_STRIDE = 100_000  #: where a seed will not do, the one that many further takes its place ...
 MAX_RETRIES = 9  #: ... at most so often, which stays inside the split
 
 COMMIT_EVERY = 32  #: episodes; a killed run loses no more
+OPEN_SCENES = 8  #: kept in memory a process, some 85 MB each; opening one takes 0.2 s
 
-# Direction of the camera (degrees), and how far a seed may move each value of a scene (degrees, metres).
-AZIMUTH, ELEVATION = 130.0, -28.0
+DEFAULT_CAMERA = next(iter(VIEWS))
+ACTOR_GROUP = 5  #: MuJoCo geom group that no Meta-World model uses; lets the arm be left out of a picture
+VARIED = ('mat_rgba', 'geom_rgba', 'mat_texid', 'light_diffuse', 'light_dir')  #: what `variation` changes
+
+# How far a seed may move each value of a scene (degrees, metres).
 ANGLE_JITTER, DISTANCE_JITTER, LOOKAT_JITTER, HAND_JITTER = 4.0, 0.04, 0.02, 0.03
 
 
@@ -82,8 +63,18 @@ def choose_gl_backend() -> str:
 choose_gl_backend()  # mujoco reads it once, when it is first imported
 
 
+@cache
+def _gl_context():
+    """The one OpenGL context of this process: cheap scenes, and what they free is always their own."""
+    import mujoco
+
+    context = mujoco.GLContext(1, 1)  # MuJoCo draws into buffers of its own
+    atexit.register(_close)  # only now: so it runs before mujoco's own clean-up, which makes freeing fail
+    return context
+
+
 class Scene:
-    """One Meta-World environment with its expert and renderers; reusable for any number of seeds."""
+    """One Meta-World environment with its expert and buffers to draw in; reusable for any number of seeds."""
 
     def __init__(self, task: str, height: int, width: int):
         if task not in TASKS:
@@ -92,6 +83,7 @@ class Scene:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
         from metaworld.policies import ENV_POLICY_MAP
 
+        self.task = TASKS[task]
         self.env = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f'{task}-v3-goal-observable']()
         self.env._freeze_rand_vec = False  # Meta-World's own switches: draw a placement at every reset ...
         self.env.seeded_rand_vec = True  # ... from env.seed(), not from the global NumPy generator
@@ -102,14 +94,28 @@ class Scene:
         self.model.vis.quality.offsamples = 0
         self.model.mat_reflectance[:] = 0
         self.size = height, width
-        size = height * SUPERSAMPLING, width * SUPERSAMPLING
-        self.model.vis.global_.offheight, self.model.vis.global_.offwidth = size
-        self.colour_renderer = mujoco.Renderer(self.model, *size)
-        self.renderer = mujoco.Renderer(self.model, height, width)
-        self.options = mujoco.MjvOption()
-        self.options.sitegroup[:] = 0  # coloured balls at goals and finger tips: no camera would see them
-        self.is_object = self.geoms_below(TASKS[task].bodies)
+        offscreen = self.model.vis.global_
+        offscreen.offheight, offscreen.offwidth = height * SUPERSAMPLING, width * SUPERSAMPLING
+        self.gl = _gl_context()
+        self.gl.make_current()
+        self.context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_50)
+        self.context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR  # else far depths have few bits
+        self.picture = mujoco.MjvScene(self.model, 10_000)
+        self.is_object = self.geoms_below(self.task.bodies)
         self.is_actor = self.geoms_below(('right_arm_base_link',))
+        visible = self.model.geom_group < 3  # MuJoCo's default; the rest are collision shapes
+        self.model.geom_group[self.is_actor & visible] = ACTOR_GROUP
+        self.options, self.without_actor = mujoco.MjvOption(), mujoco.MjvOption()
+        for options in (self.options, self.without_actor):
+            options.sitegroup[:] = 0  # coloured balls at goals and finger tips: no camera would see them
+        self.options.geomgroup[ACTOR_GROUP] = 1
+        self.visible_object = np.flatnonzero(self.is_object & visible)
+        self.look = {name: getattr(self.model, name).copy() for name in VARIED}
+
+    def __del__(self):
+        if hasattr(self, 'context'):
+            self.gl.make_current()  # OpenGL names are freed in whichever context is current
+            self.context.free()
 
     def geoms_below(self, bodies: tuple[str, ...]) -> np.ndarray:
         """(ngeom,) bool: the geom belongs to one of the named bodies or to a body below one."""
@@ -128,7 +134,7 @@ class Scene:
         env.hand_init_pos = self.hand_start + hand_offset
         observation, _ = env.reset()
         states, hands, commands, success = [], [], [], None
-        for step in range(MAX_STEPS):
+        for step in range(self.task.max_steps):
             states.append([x.copy() for x in (data.qpos, data.qvel, data.mocap_pos, data.mocap_quat)])
             hands.append(observation[:4])
             action = np.clip(self.expert.get_action(observation.copy()), -1, 1).astype(np.float32)
@@ -136,7 +142,7 @@ class Scene:
             commands.append(np.append(data.mocap_pos[0], action[3]))
             if success is None and info['success'] > 0:
                 success = step
-            if success is not None and step >= success + STEPS_AFTER_SUCCESS:
+            if success is not None and step >= success + self.task.steps_after:
                 break
         return states, np.float32(hands), np.float32(commands), success
 
@@ -147,47 +153,133 @@ class Scene:
         d.qpos[:], d.qvel[:], d.mocap_pos[:], d.mocap_quat[:] = state
         mujoco.mj_forward(self.model, d)
 
-    def render(self, camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """RGB (H, W, 3) uint8, labels (H, W) uint8 and depth (H, W) float32 metres of the present state."""
-        import mujoco
+    def vary(self, rng: np.random.Generator | None):
+        """Change light, colours and the textures of table and floor; None: as Meta-World made them."""
+        model = self.model
+        for name, values in self.look.items():
+            getattr(model, name)[:] = values
+        if rng is None:
+            return
+        # A geom of MuJoCo's default grey takes its material's colour; of any other, its own.
+        own = (self.look['geom_rgba'] != np.float32((0.5, 0.5, 0.5, 1))).any(axis=1)
+        for colours, varied in ((model.mat_rgba, slice(None)), (model.geom_rgba, own)):
+            tints = rng.uniform(0.7, 1.15, (len(colours), 3))
+            colours[varied, :3] = np.clip(colours[:, :3] * tints, 0, 1)[varied]
+        model.light_diffuse[:] *= rng.uniform(0.6, 1.4, (model.nlight, 1))
+        model.light_dir[:] += rng.normal(0, 0.2, (model.nlight, 3))
+        textures = [self.look['mat_texid'][model.mat(name).id] for name in ('table_wood', 'basic_floor')]
+        for name in ('table_wood', 'basic_floor'):
+            model.mat_texid[model.mat(name).id] = textures[rng.integers(len(textures))]
 
-        self.colour_renderer.update_scene(self.data, camera, self.options)
+    def touching(self) -> bool:
+        """Whether the simulator finds actor and object in contact in the present state."""
+        first, second = self.data.contact.geom1, self.data.contact.geom2
+        touching = (
+            self.is_actor[first] & self.is_object[second] | self.is_object[first] & self.is_actor[second]
+        )
+        return bool((touching & (self.data.contact.dist <= 0)).any())
+
+    def object_centre(self) -> np.ndarray:
+        """(3,) float64 metres, world: centre of the box around the object, along the object's own axes."""
+        model, data = self.model, self.data
+        corners = np.stack(np.meshgrid(*[(-1, 1)] * 3), axis=-1).reshape(-1, 3)
+        points = []
+        for geom in self.visible_object:
+            box = model.geom_aabb[geom]
+            points.append(
+                (box[:3] + corners * box[3:]) @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom]
+            )
+        axes = data.xmat[model.geom_bodyid[self.visible_object[0]]].reshape(3, 3)
+        inside = np.concatenate(points) @ axes
+        return axes @ ((inside.min(axis=0) + inside.max(axis=0)) / 2)
+
+    def render(self, camera, fovy: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """RGB (H, W, 3) uint8, labels (H, W) uint8 and depth (H, W) float32 metres of the present state."""
         height, width = self.size
         s = SUPERSAMPLING
-        colour = self.colour_renderer.render().reshape(height, s, width, s, 3).mean((1, 3)).round()
+        self._point(camera, fovy, self.options)
+        colour = np.empty((height * s, width * s, 3), dtype=np.uint8)
+        self._draw(colour, None)
+        colour = colour.reshape(height, s, width, s, 3).mean((1, 3)).round()
 
-        self.renderer.update_scene(self.data, camera, self.options)
-        self.renderer.enable_segmentation_rendering()
-        geom, kind = np.moveaxis(self.renderer.render(), -1, 0)
-        self.renderer.disable_segmentation_rendering()
-        geom = np.where(kind == mujoco.mjtObj.mjOBJ_GEOM, geom, -1)  # -1: sky and sites
+        geoms, depth = self._draw_geoms()
         labels = combine_masks(
-            close_holes(np.append(self.is_object, False)[geom]),
-            close_holes(np.append(self.is_actor, False)[geom]),
+            close_holes(np.append(self.is_object, False)[geoms]),
+            close_holes(np.append(self.is_actor, False)[geoms]),
+        )
+        near, far = (getattr(self.model.vis.map, end) * self.model.stat.extent for end in ('znear', 'zfar'))
+        depth = near * far / (near + depth.astype(np.float64) * (far - near))
+        depth = np.where(depth < MAX_DEPTH, depth, 0).astype(np.float32)
+        return colour.astype(np.uint8)[::-1], labels[::-1], depth[::-1]
+
+    def render_goal(self, camera, fovy: float) -> np.ndarray:
+        """(H, W) uint8: where the object is in the present state, as if the actor were not there.
+
+        Where the rest of the scene hides it completely, its silhouette.
+        """
+        groups = self.model.geom_group.copy()
+        self._point(camera, fovy, self.without_actor)
+        seen = np.append(self.is_object, False)[self._draw_geoms()[0]]
+        if not seen.any():
+            self.model.geom_group[~self.is_object] = ACTOR_GROUP
+            self._point(camera, fovy, self.without_actor)
+            seen = np.append(self.is_object, False)[self._draw_geoms()[0]]
+            self.model.geom_group[:] = groups
+        return combine_masks(close_holes(seen))[::-1]
+
+    def _point(self, camera, fovy: float, options):
+        import mujoco
+
+        self.model.vis.global_.fovy = fovy
+        mujoco.mjv_updateScene(
+            self.model, self.data, options, None, camera, mujoco.mjtCatBit.mjCAT_ALL, self.picture
         )
 
-        self.renderer.enable_depth_rendering()
-        depth = self.renderer.render()
-        self.renderer.disable_depth_rendering()
-        return colour.astype(np.uint8), labels, np.where(depth < MAX_DEPTH, depth, 0).astype(np.float32)
+    def _draw(self, colour: np.ndarray, depth: np.ndarray | None):
+        """Draw the picture into the arrays, last row first."""
+        import mujoco
+
+        self.gl.make_current()
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.context)  # not another scene's
+        area = mujoco.MjrRect(0, 0, colour.shape[1], colour.shape[0])
+        mujoco.mjr_render(area, self.picture, self.context)
+        mujoco.mjr_readPixels(colour, depth, area, self.context)
+
+    def _draw_geoms(self) -> tuple[np.ndarray, np.ndarray]:
+        """Geom ids (H, W), -1 for sky and others, and OpenGL depths (H, W) float32; last row first."""
+        import mujoco
+
+        codes, depth = np.empty((*self.size, 3), np.uint8), np.empty(self.size, np.float32)
+        flags = self.picture.flags
+        before = flags.copy()
+        flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = 1
+        self._draw(codes, depth)
+        flags[:] = before
+        geoms = np.full(self.picture.ngeom + 1, -1)
+        for drawn in self.picture.geoms[: self.picture.ngeom]:
+            if drawn.objtype == mujoco.mjtObj.mjOBJ_GEOM:
+                geoms[drawn.segid + 1] = drawn.objid
+        return geoms[codes @ np.array((1, 1 << 8, 1 << 16))], depth
 
 
-# Kept to the end, at some 250 MB a task: mujoco.Renderer.close() frees its OpenGL names in whichever context
-# is current, so closing one renderer corrupts the others of the process.
-@cache
+@lru_cache(OPEN_SCENES)
 def _scene(task: str, height: int, width: int) -> Scene:
-    scene = Scene(task, height, width)
-    atexit.register(_scene.cache_clear)  # before mujoco's own clean-up, after which closing prints errors
-    return scene
+    return Scene(task, height, width)
 
 
-def _draw_camera(rng: np.random.Generator, task: Task):
+def _close():
+    _scene.cache_clear()
+    _gl_context.cache_clear()
+
+
+def _draw_camera(rng: np.random.Generator, task: Task, view: View, jitter: float):
     import mujoco
 
     camera = mujoco.MjvCamera()
-    camera.azimuth, camera.elevation = np.array((AZIMUTH, ELEVATION)) + rng.uniform(-1, 1, 2) * ANGLE_JITTER
-    camera.distance = task.distance + rng.uniform(-1, 1) * DISTANCE_JITTER
-    camera.lookat[:] = np.array(task.lookat) + rng.uniform(-1, 1, 3) * LOOKAT_JITTER
+    angles = rng.uniform(-1, 1, 2) * ANGLE_JITTER * jitter
+    camera.azimuth, camera.elevation = np.array((view.azimuth, view.elevation)) + angles
+    camera.distance = task.distance * view.distance + rng.uniform(-1, 1) * DISTANCE_JITTER * jitter
+    camera.lookat[:] = np.array(task.lookat) + rng.uniform(-1, 1, 3) * LOOKAT_JITTER * jitter
     return camera
 
 
@@ -206,150 +298,237 @@ def camera_calibration(camera, fovy: float, height: int, width: int) -> Camera:
     return Camera(intrinsics, cam_to_world)
 
 
-def record_clip(
-    task: str, seed: int, height: int = 240, width: int = 320, num_frames: int = 16
-) -> InteractionClip:
-    """Play the expert of `task` on the scene of `seed` and film it.
+def record_clips(
+    task: str,
+    seed: int,
+    cameras: Sequence[str] = (DEFAULT_CAMERA,),
+    height: int = 240,
+    width: int = 320,
+    num_frames: int = 16,
+    paraphrase: bool = False,
+    variation: bool = False,
+) -> dict[str, InteractionClip]:
+    """Play the expert of `task` once on the scene of `seed` and film it with every camera.
 
     The frames are spread evenly from the first state to some steps after success. `states` (T, 4) are the
     hand position (metres, world) and the gripper opening; `actions` (T, 4) are the hand position commanded at
-    the end of the way to the next frame (metres, world) and the gripper effort in [-1, 1].
+    the end of the way to the next frame (metres, world) and the gripper effort in [-1, 1]. `contact` is the
+    simulator's, between any parts of arm and object. `goal` is the object in the last frame without the arm,
+    and `goal_point` the centre of the box around it.
     `source` tells whether the expert solved the task ('success') and the simulated seconds ('frame_times').
 
+    Args:
+        cameras: names in `VIEWS`; what one of them sees does not depend on the others.
+        paraphrase: draw one of the task's texts; otherwise the first.
+        variation: draw light, colours, and textures of table and floor; double the range of camera poses.
+
+    Returns:
+        A clip a camera, in the order asked for.
+
     Raises:
-        ValueError: `task` is not in `TASKS`.
+        ValueError: `task` is not in `TASKS`, or a camera not in `VIEWS`.
     """
+    for camera in cameras:
+        if camera not in VIEWS:
+            raise ValueError(f'unknown camera {camera!r}; known: {", ".join(VIEWS)}')
     scene = _scene(task, height, width)
-    rng = np.random.default_rng(
-        (seed, 1)
-    )  # not default_rng(seed): that is Meta-World's stream for placements
+    # Not default_rng(seed): that is Meta-World's stream for placements.
+    rng = np.random.default_rng((seed, 1))
     hand_offset = rng.uniform(-1, 1, 3) * HAND_JITTER
-    camera = _draw_camera(rng, TASKS[task])
+    poses = {}
+    for number, (name, view) in enumerate(VIEWS.items()):
+        stream = np.random.default_rng((seed, 1, number)) if number else rng
+        poses[name] = _draw_camera(stream, TASKS[task], view, 2 if variation else 1)
+    scene.vary(np.random.default_rng((seed, 2)) if variation else None)
+    texts = TASKS[task].texts
+    text = texts[np.random.default_rng((seed, 3)).integers(len(texts))] if paraphrase else texts[0]
+
     states, hands, commands, success = scene.run_expert(seed, hand_offset)
-    kept = np.linspace(0, len(states) - 1, num_frames).round().astype(int)
-    views = []
+    kept = spread_frames(len(states), num_frames)
+    pictures = {name: [] for name in cameras}
+    contact = []
     for index in kept:
         scene.restore(states[index])
-        views.append(scene.render(camera))
-    frames, labels, depth = (np.stack(view) for view in zip(*views, strict=True))
-    return InteractionClip(
-        frames=frames,
-        labels=labels,
-        task=TASKS[task].text,
-        fps=FPS,
-        actions=commands[np.append(kept[1:] - 1, kept[-1])],
-        states=hands[kept],
-        depth=depth,
-        camera=camera_calibration(camera, scene.model.vis.global_.fovy, height, width),
-        source={
-            'dataset': 'metaworld',
-            'task': task,
-            'seed': seed,
-            'success': success is not None,
-            'frame_times': [round(float(i) * scene.env.dt, 6) for i in kept],
-        },
-    )
+        contact.append(scene.touching())
+        for name in cameras:
+            pictures[name].append(scene.render(poses[name], VIEWS[name].fovy))
+    clips = {}
+    for name in cameras:
+        frames, labels, depth = (np.stack(view) for view in zip(*pictures[name], strict=True))
+        clips[name] = InteractionClip(
+            frames=frames,
+            labels=labels,
+            task=text,
+            fps=FPS,
+            goal=scene.render_goal(poses[name], VIEWS[name].fovy),
+            goal_point=scene.object_centre(),
+            contact=np.array(contact),
+            actions=commands[np.append(kept[1:] - 1, kept[-1])],
+            states=hands[kept],
+            depth=depth,
+            camera=camera_calibration(poses[name], VIEWS[name].fovy, height, width),
+            source={
+                'dataset': 'metaworld',
+                'task': task,
+                'seed': seed,
+                'paraphrase': paraphrase,
+                'variation': variation,
+                'success': success is not None,
+                'frame_times': [round(float(i) * scene.env.dt, 6) for i in kept],
+            },
+        )
+    return clips
 
 
-def record_episode(
-    task: str, split: str, index: int, height: int = 240, width: int = 320, num_frames: int = 16
+def record_clip(
+    task: str, seed: int, height: int = 240, width: int = 320, num_frames: int = 16, **options
 ) -> InteractionClip:
-    """`record_clip` of episode `index` of a split, with the first of its seeds that the expert solves.
+    """The default camera's clip of `record_clips`, which takes the same `options`."""
+    (clip,) = record_clips(task, seed, height=height, width=width, num_frames=num_frames, **options).values()
+    return clip
 
-    `source['sha256']` is the hash of the recorded pixels (`clip_hash`).
+
+def record_episode(task: str, split: str, index: int, **options) -> dict[str, InteractionClip]:
+    """`record_clips` of episode `index` of a split, with the first of its seeds that will do.
+
+    That is where the expert solves the task and each camera sees the object in the first frame.
+    `source['sha256']` is the hash of the recorded pixels of all cameras (`clip_hash`).
 
     Raises:
-        RuntimeError: the expert fails on every seed tried.
+        RuntimeError: none of the seeds tried will do.
     """
     for attempt in range(MAX_RETRIES + 1):
         seed = FIRST_SEED[split] + index + attempt * RETRY_STRIDE
-        clip = record_clip(task, seed, height, width, num_frames)
-        if clip.source['success']:
-            clip.source['sha256'] = clip_hash(clip)
-            return clip
-    raise RuntimeError(f'{task}: the expert failed on all {MAX_RETRIES + 1} seeds of {split} episode {index}')
+        clips = record_clips(task, seed, **options)
+        if all(_usable(clip) for clip in clips.values()):
+            sha256 = clip_hash(*clips.values())
+            for clip in clips.values():
+                clip.source['sha256'] = sha256
+            return clips
+    raise RuntimeError(
+        f'{task}: on all {MAX_RETRIES + 1} seeds of {split} episode {index} the expert failed or the object '
+        'was hidden at first'
+    )
 
 
-def clip_hash(clip: InteractionClip) -> str:
-    """SHA-256 of labels and frames before any encoding."""
-    digest = hashlib.sha256(clip.labels.tobytes())
-    digest.update(clip.frames.tobytes())
+def _usable(clip: InteractionClip) -> bool:
+    return clip.source['success'] and (clip.labels[0] == OBJECT).mean() >= MIN_VISIBLE
+
+
+def clip_hash(*clips: InteractionClip) -> str:
+    """SHA-256 of labels and frames before any encoding, one clip after the other."""
+    digest = hashlib.sha256()
+    for clip in clips:
+        digest.update(clip.labels.tobytes())
+        digest.update(clip.frames.tobytes())
     return digest.hexdigest()
 
 
 def simulate(
     out: str | Path,
     split: str = 'train',
-    tasks: Sequence[str] = tuple(TASKS),
+    tasks: Sequence[str] = SIM8_TASKS,
     episodes: int = 120,
     workers: int = 2,
     height: int = 240,
     width: int = 320,
     num_frames: int = 16,
+    cameras: Sequence[str] = (DEFAULT_CAMERA,),
+    paraphrase: bool = False,
+    variation: bool = False,
+    depth: bool = False,
 ) -> dict:
     """Make (or continue) the LeRobot dataset `out/<split>` of `episodes` episodes of each task.
 
     Episodes are ordered by index, then by task, whatever the number of worker processes, so a larger dataset
-    begins with the smaller one. A killed run is continued by the same call.
+    begins with the smaller one. A killed run is continued by the same call. `cameras`, `paraphrase` and
+    `variation` as in `record_clips`; `depth` stores depth too. The defaults make the data that trained
+    mask2iv-sim; `SIZES` in `metaworld_tasks` has what to ask for to make the benchmark.
 
     Returns:
         The manifest, also written to `out/<split>.json`: settings, task, seed and hash of every episode, and
         `sha256` over all of them. RGB depends on the OpenGL driver, so hashes are for one kind of machine.
 
     Raises:
-        ValueError: unknown task or split, or `out/<split>` holds other episodes.
+        ValueError: unknown task, camera or split, or `out/<split>` holds others or was made otherwise.
     """
     if split not in FIRST_SEED:
         raise ValueError(f'unknown split {split!r}; known: {", ".join(FIRST_SEED)}')
     for task in tasks:
         if task not in TASKS:
             raise ValueError(f'unknown task {task!r}; known: {", ".join(TASKS)}')
+    for camera in cameras:
+        if camera not in VIEWS:
+            raise ValueError(f'unknown camera {camera!r}; known: {", ".join(VIEWS)}')
     if not 1 <= episodes <= RETRY_STRIDE:
         raise ValueError(f'episodes: expected 1 to {RETRY_STRIDE} a task, got {episodes}')
     root = Path(out) / split
     plan = [(task, index) for index in range(episodes) for task in tasks]
-    with LeRobotClipWriter(root, robot_type='sawyer') as writer:
-        done = read_sources(root) if root.exists() else []
+    options = {'cameras': tuple(cameras), 'height': height, 'width': width, 'num_frames': num_frames}
+    options |= {'paraphrase': paraphrase, 'variation': variation}
+    with LeRobotClipWriter(root, depth=depth, robot_type='sawyer') as writer:
+        done = _sources(root, cameras, (height, width), depth) if root.exists() else []
         for source, (task, index) in zip(done, plan, strict=False):
             if (source['task'], source['seed'] % RETRY_STRIDE) != (task, index):
                 raise ValueError(
                     f'{root} holds {source["task"]} seed {source["seed"]} where {task} {index} belongs'
                 )
+            for name in ('paraphrase', 'variation'):
+                if source.get(name, False) != options[name]:
+                    raise ValueError(
+                        f'{root} was made with {name} {not options[name]}, asked for {options[name]}'
+                    )
         todo = deque(plan[len(done) :])
         recording = deque()
         context = multiprocessing.get_context('spawn')  # a forked OpenGL context does not work
         with (
-            ProcessPoolExecutor(workers, context, _one_thread) as pool,
+            ProcessPoolExecutor(workers, context, _begin_worker) as pool,
             tqdm(total=len(plan), initial=len(plan) - len(todo), desc=str(root), unit='clip') as bar,
         ):
             while todo or recording:
                 while todo and len(recording) < 2 * workers:  # rendered clips wait in memory: not too many
                     task, index = todo.popleft()
-                    recording.append(
-                        pool.submit(record_episode, task, split, index, height, width, num_frames)
-                    )
-                clip = recording.popleft().result()
-                done.append(clip.source)
-                writer.add(clip)
+                    recording.append(pool.submit(record_episode, task, split, index, **options))
+                clips = recording.popleft().result()
+                done.append(clips[cameras[0]].source)
+                writer.add(clips)
                 if len(done) % COMMIT_EVERY == 0:
                     writer.commit()
                 bar.update()
-    return _write_manifest(root.with_suffix('.json'), done, height, width, num_frames)
+    return _write_manifest(root.with_suffix('.json'), done, {**options, 'depth': depth})
 
 
-def _one_thread():
+def _sources(root: Path, cameras: Sequence[str], size: tuple[int, int], depth: bool) -> list[dict]:
+    """Provenance of the episodes that are there; ValueError if they were filmed otherwise."""
+    reader = LeRobotReader(root)
+    shapes = {VIDEO_KEY.format(camera): (*size, 3) for camera in cameras}
+    features = reader.meta.features
+    there = {key: tuple(features[key]['shape']) for key in reader.meta.camera_keys
+             if key not in reader.meta.depth_keys}  # fmt: skip
+    if there != shapes or bool(reader.meta.depth_keys) != depth:
+        raise ValueError(
+            f'{root} has cameras {there} and depth {bool(reader.meta.depth_keys)}, asked for {shapes} and '
+            f'depth {depth}'
+        )
+    return [reader.source(index) for index in range(len(reader))]
+
+
+def _begin_worker():
+    # Experts ask for more than full speed and are clipped, which is what Meta-World's own scripts do.
+    warnings.filterwarnings('ignore', 'Constant.s. may be too high')
     os.environ.setdefault('LP_NUM_THREADS', '1')  # one process a core: software OpenGL needs no threads
+    # A parent that is killed leaves no worker behind. Linux only, as OSMesa's and EGL's use here is.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _write_manifest(path: Path, sources: list[dict], height: int, width: int, num_frames: int) -> dict:
+def _write_manifest(path: Path, sources: list[dict], options: dict) -> dict:
     rows = [{key: source[key] for key in ('task', 'seed', 'sha256')} for source in sources]
     counts = {
         task: sum(row['task'] == task for row in rows) for task in sorted({row['task'] for row in rows})
     }
     manifest = {
-        'height': height,
-        'width': width,
-        'num_frames': num_frames,
+        **options,
+        'cameras': list(options['cameras']),
         'counts': counts,
         'sha256': hashlib.sha256(''.join(row['sha256'] for row in rows).encode()).hexdigest(),
         'episodes': rows,

@@ -28,6 +28,12 @@ def centroid_error(predicted: np.ndarray, truth: np.ndarray, label: int) -> floa
     return float(np.mean(distances)) if distances else float('nan')
 
 
+def kept_frames(predicted: np.ndarray, truth: np.ndarray, label: int) -> float:
+    """Share of frames 1.. with the label in truth where the prediction has it too; nan if there is none."""
+    seen = (truth[1:] == label).any(axis=(1, 2))
+    return float((predicted[1:] == label).any(axis=(1, 2))[seen].mean()) if seen.any() else float('nan')
+
+
 def psnr(predicted: np.ndarray, truth: np.ndarray, pixels: np.ndarray | None = None) -> float:
     """PSNR in dB over frames 1.. of (T, H, W, 3) uint8 videos, of the (T, H, W) bool `pixels` if given.
 
@@ -54,7 +60,7 @@ def moving_pixels(frames: np.ndarray) -> np.ndarray:
 
 
 def mean_and_interval(values: np.ndarray, seed: int = 0, draws: int = 2000) -> dict[str, float]:
-    """Mean over clips with a 95 % bootstrap interval; nan values do not count."""
+    """Mean over clips with a 95 % bootstrap interval; values that are not finite do not count."""
     values = np.asarray(values, dtype=float)
     values = values[np.isfinite(values)]
     if not len(values):

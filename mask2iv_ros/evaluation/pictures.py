@@ -23,7 +23,8 @@ def contact_sheet(rows: dict[str, np.ndarray], width: int = 1600, columns: int =
     strips = []
     for title, frames in rows.items():
         strip = clip_strip(frames, columns)
-        strip = cv2.resize(strip, (width, round(strip.shape[0] * width / strip.shape[1])), cv2.INTER_AREA)
+        size = width, round(strip.shape[0] * width / strip.shape[1])
+        strip = cv2.resize(strip, size, interpolation=cv2.INTER_AREA)
         bar = np.full((28, width, 3), 255, np.uint8)
         cv2.putText(bar, title, (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (20, 20, 20), 1, cv2.LINE_AA)
         strips += [bar, strip]
@@ -39,8 +40,8 @@ def plan_sheet(labels: np.ndarray, frames: np.ndarray | None, title: str) -> np.
     return contact_sheet(rows)
 
 
-def write_png(path: Path, image: np.ndarray) -> None:
-    """Write a (H, W) or (H, W, 3) uint8 image."""
+def write_picture(path: Path, image: np.ndarray) -> None:
+    """Write a (H, W) or (H, W, 3) uint8 image in the format of the suffix, such as .png or .jpg."""
     Image.fromarray(image).save(path)
 
 

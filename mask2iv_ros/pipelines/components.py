@@ -9,22 +9,34 @@ import torch
 CHANGE_RANGE = (8, 40)
 
 
-def encode_images(vae, images: np.ndarray) -> torch.Tensor:
-    """(B, T, H, W, 3) uint8 images -> scaled latents (B, C, T, h, w) of the VAE, each frame on its own."""
-    batch, frames = images.shape[:2]
-    pixels = torch.from_numpy(np.ascontiguousarray(images.reshape(-1, *images.shape[2:])))
-    pixels = pixels.to(vae.device).movedim(-1, 1).to(vae.dtype) / 127.5 - 1
+def images_to_tensor(images: np.ndarray, device: torch.device | None = None) -> torch.Tensor:
+    """(..., H, W, 3) uint8 images -> (..., 3, H, W) float32 pixels in [-1, 1] on `device` (None: the CPU)."""
+    pixels = torch.from_numpy(np.array(images)).to(device)  # a copy: memory maps are read-only
+    return pixels.movedim(-1, -3).float() / 127.5 - 1
+
+
+def tensor_to_images(pixels: torch.Tensor) -> np.ndarray:
+    """(..., 3, H, W) pixels in [-1, 1], clamped -> (..., H, W, 3) uint8 images."""
+    images = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return images.movedim(-3, -1).cpu().numpy()
+
+
+def encode_images(vae, images: np.ndarray, device: torch.device) -> torch.Tensor:
+    """(B, T, H, W, 3) uint8 images -> scaled latents (B, C, T, h, w) of the VAE, each frame on its own.
+
+    `device` is where the VAE runs: under CPU offload it is not where its weights wait.
+    """
+    pixels = images_to_tensor(images.reshape(-1, *images.shape[2:]), device).to(vae.dtype)
     latents = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
-    return latents.unflatten(0, (batch, frames)).transpose(1, 2)
+    return latents.unflatten(0, images.shape[:2]).transpose(1, 2)
 
 
 def decode_latents(vae, latents: torch.Tensor) -> np.ndarray:
     """Scaled latents (B, C, T, h, w) -> (B, T, H, W, 3) uint8 images, each frame on its own."""
     batch, _, frames = latents.shape[:3]
     flat = latents.transpose(1, 2).flatten(0, 1).to(vae.dtype) / vae.config.scaling_factor
-    pixels = vae.decode(flat).sample.float().clamp(-1, 1)
-    images = ((pixels + 1) * 127.5).round().to(torch.uint8).movedim(1, -1)
-    return images.unflatten(0, (batch, frames)).cpu().numpy()
+    images = tensor_to_images(vae.decode(flat).sample)
+    return images.reshape(batch, frames, *images.shape[1:])
 
 
 def keep_observed(decoded: np.ndarray, decoded_first: np.ndarray, observed: np.ndarray) -> np.ndarray:
@@ -74,6 +86,32 @@ def encode_first_frame(pipeline, images: np.ndarray, latents: torch.Tensor) -> t
         pixels = pipeline.feature_extractor(images=list(images), return_tensors='pt').pixel_values
         features = encoder(pixels.to(encoder.device, encoder.dtype)).last_hidden_state
     return projector(features.to(projector.dtype))
+
+
+def check_call(
+    pipeline, image: np.ndarray, output_type: str, callback_on_step_end_tensor_inputs: tuple[str, ...]
+) -> None:
+    """Raise ValueError unless the first frames and the options that both stages have can be served."""
+    check_images(image, 'image', (None, None, None, 3))
+    vae, unet = pipeline.vae.config, pipeline.unet.config
+    factor = vae.get('patch_size', 1) * 2 ** (len(vae.block_out_channels) + len(unet.block_out_channels) - 2)
+    if image.shape[1] % factor or image.shape[2] % factor:
+        raise ValueError(
+            f'image: expected a height and width that are multiples of {factor}, '
+            f'got {image.shape[1]} x {image.shape[2]}'
+        )
+    check_options(pipeline, output_type, callback_on_step_end_tensor_inputs)
+
+
+def check_options(pipeline, output_type: str, callback_on_step_end_tensor_inputs: tuple[str, ...]) -> None:
+    """Raise ValueError for an output type or a callback's tensor that `pipeline` does not have."""
+    if output_type not in ('np', 'latent'):
+        raise ValueError(f"output_type: expected 'np' or 'latent', got {output_type!r}")
+    known = pipeline._callback_tensor_inputs
+    if unknown := set(callback_on_step_end_tensor_inputs) - set(known):
+        raise ValueError(
+            f'callback_on_step_end_tensor_inputs: expected some of {known}, got {sorted(unknown)}'
+        )
 
 
 def check_images(images: np.ndarray, name: str, shape: tuple[int | None, ...]) -> None:

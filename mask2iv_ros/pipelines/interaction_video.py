@@ -14,6 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.pipelines.components import (
+    check_call,
     check_images,
     decode_latents,
     encode_first_frame,
@@ -77,6 +78,11 @@ class InteractionVideoPipeline(DiffusionPipeline):
             residual_scale=residual_scale,
         )
 
+    def check_inputs(self, image, labels, output_type, callback_on_step_end_tensor_inputs):
+        check_call(self, image, output_type, callback_on_step_end_tensor_inputs)
+        check_images(labels, 'labels', (len(image), self.config.num_frames, *image.shape[1:3]))
+        lb.check_labels(labels)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -95,25 +101,24 @@ class InteractionVideoPipeline(DiffusionPipeline):
         """Generate videos.
 
         Args:
-            image: (B, H, W, 3) uint8 RGB first frames.
+            image: (B, H, W, 3) uint8 RGB first frames, H and W multiples of the VAE's factor times the
+                UNet's.
             labels: (B, T, H, W) uint8 label images of all frames.
             latents: (B, C, T, h, w) starting noise, or None to draw it from `generator`.
-            output_type: 'np' or 'latent'.
-            callback_on_step_end: as in `MaskTrajectoryPipeline`.
+            output_type, callback_on_step_end, callback_on_step_end_tensor_inputs: as in
+                `MaskTrajectoryPipeline`.
 
         Raises:
-            ValueError: a shape, dtype or count that does not fit.
+            ValueError: a shape, dtype, count or name that does not fit.
         """
         # 1. Check inputs
+        self.check_inputs(image, labels, output_type, callback_on_step_end_tensor_inputs)
         num_frames = self.config.num_frames
-        check_images(image, 'image', (None, None, None, 3))
-        check_images(labels, 'labels', (len(image), num_frames, *image.shape[1:3]))
-        lb.check_labels(labels)
         device = self._execution_device
 
         # 2. Encode first frame and masks
-        first = encode_images(self.vae, image[:, None])[:, :, 0]
-        mask_latents = encode_images(self.vae, lb.labels_to_rgb(labels))
+        first = encode_images(self.vae, image[:, None], device)[:, :, 0]
+        mask_latents = encode_images(self.vae, lb.labels_to_rgb(labels), device)
         text_tokens = encode_text(self, [''] * len(image)).to(self.unet.dtype)
         image_tokens = encode_first_frame(self, image, first)
         dtype = self.unet.dtype

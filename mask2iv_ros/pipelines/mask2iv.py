@@ -11,16 +11,17 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
+from mask2iv_ros.pipelines.components import check_options
 from mask2iv_ros.pipelines.interaction_video import InteractionVideoPipeline
 from mask2iv_ros.pipelines.mask_trajectory import MaskTrajectoryPipeline
 
 
 @dataclass
 class Mask2IVPipelineOutput(BaseOutput):
-    """`labels`: (B, T, H, W) uint8 label images; `frames`: (B, T, H, W, 3) uint8 RGB, or None."""
+    """`labels`: (B, T, H, W) uint8 label images; `frames`: (B, T, H, W, 3) uint8 RGB or latents, or None."""
 
     labels: np.ndarray
-    frames: np.ndarray | None
+    frames: np.ndarray | torch.Tensor | None
 
 
 class Mask2IVPipeline(DiffusionPipeline):
@@ -46,6 +47,7 @@ class Mask2IVPipeline(DiffusionPipeline):
         'trajectory_image_projector',
         'video_image_projector',
     ]
+    _callback_tensor_inputs = ['latents', 'pred_original_sample']  # noqa: RUF012 - what both stages have
 
     def __init__(
         self,
@@ -60,7 +62,7 @@ class Mask2IVPipeline(DiffusionPipeline):
         trajectory_image_projector=None,
         video_image_projector=None,
         name: str = 'mask2iv',
-        sample_size: tuple = (320, 512),
+        sample_size: tuple[int, int] | list[int] = (320, 512),  # a list comes from JSON
         num_frames: int = 16,
         num_inference_steps: int = 50,
         eta: float = 1.0,
@@ -118,7 +120,8 @@ class Mask2IVPipeline(DiffusionPipeline):
             fps=self.config.fps,
             residual_scale=self.config[f'{stage_class.stage}_residual_scale'],
         )
-        stage.set_progress_bar_config(desc=stage_class.stage, **getattr(self, '_progress_bar_config', {}))
+        config = getattr(self, '_progress_bar_config', {})
+        stage.set_progress_bar_config(**{'desc': stage_class.stage, **config})
         return stage
 
     @torch.no_grad()
@@ -133,6 +136,7 @@ class Mask2IVPipeline(DiffusionPipeline):
         eta: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         trajectory_only: bool = False,
+        output_type: str = 'np',
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, int, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] = ('latents',),
@@ -140,8 +144,10 @@ class Mask2IVPipeline(DiffusionPipeline):
         """Generate; arguments as in `MaskTrajectoryPipeline`.
 
         The callback gets the pipeline of the running stage, whose `stage` is 'trajectory' or 'video'.
-        With `trajectory_only`, stage 2 is left out and `frames` is None.
+        With `trajectory_only`, stage 2 is left out and `frames` is None. `output_type` is that of `frames`;
+        `labels`, which stage 2 starts from, are always label images.
         """
+        check_options(self, output_type, callback_on_step_end_tensor_inputs)
         sampling = {
             'fps': fps,
             'num_inference_steps': num_inference_steps,
@@ -151,7 +157,10 @@ class Mask2IVPipeline(DiffusionPipeline):
             'callback_on_step_end_tensor_inputs': callback_on_step_end_tensor_inputs,
         }
         trajectories = self.trajectory(image, labels, task, goal, **sampling).labels
-        frames = None if trajectory_only else self.video(image, trajectories, **sampling).frames
+        frames = None
+        if not trajectory_only:
+            frames = self.video(image, trajectories, output_type=output_type, **sampling).frames
+        self.maybe_free_model_hooks()
         if not return_dict:
             return trajectories, frames
         return Mask2IVPipelineOutput(labels=trajectories, frames=frames)

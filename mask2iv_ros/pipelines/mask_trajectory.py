@@ -14,6 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.pipelines.components import (
+    check_call,
     check_images,
     decode_latents,
     encode_first_frame,
@@ -95,17 +96,15 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
             residual_scale=residual_scale,
         )
 
-    def check_inputs(self, image, labels, task, goal) -> list[str]:
-        check_images(image, 'image', (None, None, None, 3))
+    def check_inputs(self, image, labels, task, goal, output_type, callback_on_step_end_tensor_inputs):
+        check_call(self, image, output_type, callback_on_step_end_tensor_inputs)
         check_images(labels, 'labels', image.shape[:3])
         lb.check_labels(labels)
         if goal is not None:
             check_images(goal, 'goal', image.shape[:3])
             lb.check_labels(goal, 'goal')
-        tasks = [task] * len(image) if isinstance(task, str) else task
-        if len(tasks) != len(image):
-            raise ValueError(f'task: expected one text or {len(image)}, got {len(tasks)}')
-        return tasks
+        if not isinstance(task, str) and len(task) != len(image):
+            raise ValueError(f'task: expected one text or {len(image)}, got {len(task)}')
 
     def latents_to_labels(self, latents: torch.Tensor, first: torch.Tensor, labels: np.ndarray) -> np.ndarray:
         """Decode UNet-space latents (B, C, T, h, w) to (B, T, H, W) label images.
@@ -149,29 +148,33 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
         """Generate mask trajectories.
 
         Args:
-            image: (B, H, W, 3) uint8 RGB first frames, H and W multiples of the VAE's and UNet's factor.
+            image: (B, H, W, 3) uint8 RGB first frames, H and W multiples of the VAE's factor times the
+                UNet's.
             labels: (B, H, W) uint8 first label images.
             task: what to do, one text or one an image; '' if only the goal says it.
             goal: (B, H, W) uint8 label images of where the object ends, or None.
             latents: (B, C, T, h, w) starting noise, or None to draw it from `generator`.
-            output_type: 'np' or 'latent'.
+            output_type: 'np' for uint8 arrays (diffusers' own 'np' is float 0..1), or 'latent' for what the
+                UNet predicts.
             callback_on_step_end: called as (pipeline, step, timestep, tensors); an exception it raises stops
                 the generation between two steps.
+            callback_on_step_end_tensor_inputs: the tensors it gets, names from `_callback_tensor_inputs`.
 
         Raises:
-            ValueError: a shape, dtype or count that does not fit.
+            ValueError: a shape, dtype, count or name that does not fit.
         """
         # 1. Check inputs
-        tasks = self.check_inputs(image, labels, task, goal)
+        self.check_inputs(image, labels, task, goal, output_type, callback_on_step_end_tensor_inputs)
         num_frames = self.config.num_frames
         device = self._execution_device
 
         # 2. Encode first frame, first mask, goal, text
-        image_latents = encode_images(self.vae, image[:, None])[:, :, 0]
-        first = encode_images(self.vae, lb.labels_to_rgb(labels)[:, None])[:, :, 0]
-        goal_latents = (
-            None if goal is None else encode_images(self.vae, lb.labels_to_rgb(goal)[:, None])[:, :, 0]
-        )
+        def encode(images: np.ndarray) -> torch.Tensor:
+            return encode_images(self.vae, images[:, None], device)[:, :, 0]
+
+        image_latents, first = encode(image), encode(lb.labels_to_rgb(labels))
+        goal_latents = None if goal is None else encode(lb.labels_to_rgb(goal))
+        tasks = [task] * len(image) if isinstance(task, str) else list(task)
         text_tokens = encode_text(self, tasks).to(self.unet.dtype)
         image_tokens = encode_first_frame(self, image, image_latents)
         dtype = self.unet.dtype

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
+from weakref import WeakSet
 
 import numpy as np
 import rclpy
@@ -63,6 +64,7 @@ class InteractionClient:
         self._export = self._node.create_client(ExportDemonstration, f'{node}/export_demonstration')
         self._action = ActionClient(self._node, GenerateAction, f'{node}/generate_interaction')
         self._accepting = None
+        self._futures: WeakSet[Future] = WeakSet()
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
         self._thread = threading.Thread(target=self._spin, name='interaction_client', daemon=True)
@@ -97,11 +99,11 @@ class InteractionClient:
 
         Args:
             request: see `make_request` for the keywords that can be given instead.
-            timeout: seconds; None waits for ever.
+            timeout: seconds; None waits for ever, also for a node that died.
 
         Raises InteractionError, or TimeoutError.
         """
-        request = request if request is not None else make_request(**fields)
+        request = _request(request, fields)
         self._require(self._service.wait_for_service)
         answer = _wait(self._service.call_async(GenerateService.Request(request=request)), timeout)
         return _plans(answer)
@@ -112,33 +114,58 @@ class InteractionClient:
         on_feedback: Callable[[GenerateAction.Feedback], None] | None = None,
         **fields,
     ) -> Future:
-        """Start the action and return a future of the plans, best first (or of an InteractionError).
+        """Start the action and return a future of the plans, best first, or of an InteractionError.
 
-        `on_feedback` is called in the client's thread. `cancel` stops the newest call.
+        Give the future's `result` a timeout: a node that died never answers. `cancel` stops the newest call.
+
+        Args:
+            request: see `make_request` for the keywords that can be given instead.
+            on_feedback: called in the client's thread, where it may `cancel`, but where `generate` and
+                `export` would wait for themselves. What it raises is logged.
+
+        Raises TimeoutError if the node is not there.
         """
-        request = request if request is not None else make_request(**fields)
+        request = _request(request, fields)
         plans = Future()
+        plans.set_running_or_notify_cancel()  # so plans.cancel() refuses: it could not stop the node
 
         def on_result(result):
             try:
                 plans.set_result(_plans(result.result().result))
-            except InteractionError as error:
+            except Exception as error:
                 plans.set_exception(error)
 
         def on_goal(goal):  # the node accepts every goal; reasons come with the result
-            goal.result().get_result_async().add_done_callback(on_result)
+            try:
+                goal.result().get_result_async().add_done_callback(on_result)
+            except Exception as error:
+                plans.set_exception(error)
 
-        self._require(self._action.wait_for_server)
+        def send():
+            try:
+                self._accepting = self._action.send_goal_async(GenerateAction.Goal(request=request), feedback)
+                self._accepting.add_done_callback(on_goal)
+            except Exception as error:
+                plans.set_exception(error)
+
         feedback = on_feedback and (lambda message: on_feedback(message.feedback))
-        self._accepting = self._action.send_goal_async(GenerateAction.Goal(request=request), feedback)
-        self._accepting.add_done_callback(on_goal)
+        self._require(self._action.wait_for_server)
+        self._futures.add(plans)
+        # Not from here: rclpy 7 drops an answer that comes before another thread has finished sending.
+        self._executor.create_task(send)
         return plans
 
-    def cancel(self, timeout: float = 5.0):
-        """Cancel what `generate_async` started last; its future then raises InteractionError CANCELLED."""
-        if self._accepting is not None:
-            goal = _wait(self._accepting, timeout)
-            _wait(goal.cancel_goal_async(), timeout)
+    def cancel(self):
+        """Ask the node to stop what `generate_async` started last, without waiting for its answer.
+
+        The future then raises InteractionError CANCELLED, or has the plans if they were done already.
+        """
+
+        def send():
+            if self._accepting is not None:
+                self._accepting.add_done_callback(lambda goal: goal.result().cancel_goal_async())
+
+        self._executor.create_task(send)  # behind the goal
 
     def export(
         self, plans: list[InteractionPlan] | None = None, dataset_name: str = '', timeout: float | None = None
@@ -155,11 +182,14 @@ class InteractionClient:
         return answer.dataset_path, list(answer.episode_indices)
 
     def close(self):
-        """Stop the thread and leave the graph."""
+        """Stop the thread and leave the graph; futures that still wait get a RuntimeError."""
         if not self._context.ok():
             return
         self._context.try_shutdown()
         self._thread.join()
+        for plans in self._futures:
+            if not plans.done():
+                plans.set_exception(RuntimeError('the client was closed before the node had answered'))
         self._executor.shutdown()
         self._action.destroy()  # destroy_node forgets action clients, and the graph would still show this one
         self._node.destroy_node()
@@ -170,8 +200,13 @@ class InteractionClient:
             raise TimeoutError(f'{self._name} is not there after {DISCOVERY_TIMEOUT} s; does the node run?')
 
     def _spin(self):
-        with contextlib.suppress(ExternalShutdownException):
-            self._executor.spin()
+        while self._context.ok():
+            try:
+                self._executor.spin()
+            except ExternalShutdownException:
+                return
+            except Exception:  # of a callback; without this thread all later calls would wait for ever
+                self._node.get_logger().error(f'A callback failed:\n{traceback.format_exc()}')
 
 
 def make_request(
@@ -205,6 +240,14 @@ def make_request(
     return request
 
 
+def _request(request: InteractionRequest | None, fields: dict) -> InteractionRequest:
+    if request is None:
+        return make_request(**fields)
+    if fields:
+        raise TypeError(f'expected a request or its fields, got a request and {", ".join(fields)}')
+    return request
+
+
 def _wait(future, timeout: float | None):
     """Block until an rclpy future that another thread completes is done."""
     done = threading.Event()
@@ -216,6 +259,9 @@ def _wait(future, timeout: float | None):
 
 def _plans(answer) -> list[InteractionPlan]:
     _raise_error(answer)
+    if not answer.plans:  # the default answer, which rclpy gives for a goal that it does not know
+        text = 'the answer is empty: the node rejected or lost the goal, for example by a restart'
+        raise InteractionError(answer.GENERATION_FAILED, 'GENERATION_FAILED', text)
     return list(answer.plans)
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
+from mask2iv_ros.msg import MaskTrajectory
+
 #: encoding -> channels, and the order of those that make RGB
 _COLOUR = {
     'rgb8': (3, (0, 1, 2)),
@@ -36,6 +38,7 @@ _ODD_COLOUR = {
     'bgra16': ('u2', 4),
 }
 _MASK = {'mono8': 'u1', '8UC1': 'u1', '8SC1': 'i1', 'mono16': 'u2', '16UC1': 'u2', '32SC1': 'i4'}
+_LABELS = ('mono8', '8UC1')
 _DEPTH = {'16UC1': ('u2', 0.001), 'mono16': ('u2', 0.001), '32FC1': ('f4', 1.0)}  # REP-118
 
 
@@ -66,6 +69,17 @@ def read_mask(message: Image, name: str = 'mask') -> np.ndarray:
     if message.encoding not in _MASK:
         raise _unsupported(message, name, _MASK)
     return _pixels(message, _MASK[message.encoding], 1, name)[..., 0] != 0
+
+
+def read_labels(trajectory: MaskTrajectory) -> np.ndarray:
+    """Return a plan's masks as (T, H, W) uint8 label images; the values are MaskTrajectory's constants.
+
+    Raises ImageError, and ValueError for a trajectory without frames or with frames of several sizes.
+    """
+    for message in trajectory.frames:
+        if message.encoding not in _LABELS:
+            raise _unsupported(message, 'masks', _LABELS)
+    return np.stack([_pixels(message, 'u1', 1, 'masks')[..., 0] for message in trajectory.frames])
 
 
 def read_depth(message: Image, name: str = 'depth') -> np.ndarray:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from mask2iv_ros.data.lerobot import read_clips
-from mask2iv_ros.data.metaworld import FIRST_SEED, TASKS
-from mask2iv_ros.evaluation.pictures import plan_sheet, write_png, write_video
+from mask2iv_ros.data.episodes import open_dataset
+from mask2iv_ros.data.metaworld import TASKS
+from mask2iv_ros.evaluation.pictures import plan_sheet, write_picture, write_video
 from mask2iv_ros.labels import overlay
 from mask2iv_ros.msg import InteractionPlan
 from mask2iv_ros.ros.client import InteractionClient
-from mask2iv_ros.ros.conversions import read_colour
+from mask2iv_ros.ros.conversions import read_colour, read_labels
+from mask2iv_ros.ros.node_process import NodeProcess
 
 
 def run_demo(out: Path, scene: str, seed: int, task: str) -> None:
@@ -33,54 +31,52 @@ def run_demo(out: Path, scene: str, seed: int, task: str) -> None:
 
     Raises:
         ValueError: unknown scene.
-        RuntimeError, TimeoutError: a process ended or did not get ready.
+        RuntimeError: a process ended, or the written episode is not the plan.
+        TimeoutError: no answer in time.
+        InteractionError: the node refused or failed.
     """
     if scene not in TASKS:
         raise ValueError(f'unknown scene {scene!r}; known: {", ".join(TASKS)}')
     task = task or TASKS[scene].text
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
-    camera = ('sim_camera', {'task': scene, 'seed': FIRST_SEED['test'] + seed})
+    camera = ('sim_camera', {'scene': scene, 'seed': seed})
     node = ('node', {'dataset_root': out / 'datasets', 'max_age': 10.0})
+    processes = []
     with contextlib.ExitStack() as stack:
         for module, parameters in (camera, node):
-            print(f'starting {module}, log in {out / module}.log')
-            stack.enter_context(ros_process(module, parameters, out / f'{module}.log'))
+            log = out / f'{module}.log'
+            print(f'starting {module}, log in {log}')
+            processes.append(stack.enter_context(NodeProcess(module, parameters, log)))
         client = stack.enter_context(InteractionClient('/mask2iv'))
-        client.wait_until_ready(120)
+        wait(client.wait_until_ready, 120, processes)
         print(f'asking for a plan: {task!r}')
-        plan = request_plan(client, task)
+        plan = request_plan(client, task, processes)
         report_plan(plan, out)
         path, episodes = client.export([plan], f'demo_{scene}', timeout=120)
-    clip = next(read_clips(path, episodes=episodes))
+    clip = open_dataset(path).read(episodes[0])
+    if not np.array_equal(clip.labels, read_labels(plan.masks)):
+        raise RuntimeError(f'the masks of episode {episodes[0]} in {path} are not those of the plan')
     print(
         f'LeRobot episode {episodes[0]} in {path}, read back: {len(clip)} frames of '
-        f'{clip.frames.shape[2]}x{clip.frames.shape[1]}, task {clip.task!r}, masks '
-        f'{"equal" if np.array_equal(clip.labels, plan_labels(plan)) else "NOT EQUAL"} to the plan'
+        f'{clip.frames.shape[2]}x{clip.frames.shape[1]}, task {clip.task!r}, masks equal to the plan'
     )
 
 
-@contextlib.contextmanager
-def ros_process(module: str, parameters: dict, log: Path) -> Iterator[subprocess.Popen]:
-    """Run `mask2iv_ros.ros.<module>` with parameters, and stop it at the end."""
-    arguments = [f'{name}:={value}' for name, value in parameters.items()]
-    command = [sys.executable, '-m', f'mask2iv_ros.ros.{module}', '--ros-args']
-    command += [word for argument in arguments for word in ('-p', argument)]
-    with log.open('w') as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ)
-    try:
-        yield process
-        if process.poll() is not None:
-            raise RuntimeError(f'{module} ended with status {process.returncode}; its log is {log}')
-    finally:
-        process.send_signal(signal.SIGINT)
+def wait(attempt: Callable, timeout: float, processes: list[NodeProcess]):
+    """Repeat `attempt(seconds)` while it raises TimeoutError, and give up early if a process has ended."""
+    end = time.monotonic() + timeout
+    while True:
+        for process in processes:
+            process.check()
         try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
+            return attempt(1.0)
+        except TimeoutError:
+            if time.monotonic() > end:
+                raise
 
 
-def request_plan(client: InteractionClient, task: str) -> InteractionPlan:
+def request_plan(client: InteractionClient, task: str, processes: list[NodeProcess]) -> InteractionPlan:
     """Ask the action for one plan, with a progress bar."""
     with tqdm(total=100, unit='%', bar_format='{desc:12} {percentage:3.0f}% {bar} {elapsed}') as bar:
 
@@ -88,20 +84,15 @@ def request_plan(client: InteractionClient, task: str) -> InteractionPlan:
             bar.set_description(feedback.stage, refresh=False)
             bar.update(100 * feedback.fraction - bar.n)
 
-        return client.generate_async(task=task, on_feedback=show).result(timeout=600)[0]
-
-
-def plan_labels(plan: InteractionPlan) -> np.ndarray:
-    """The plan's (T, H, W) uint8 label images."""
-    return np.stack([np.frombuffer(m.data, np.uint8).reshape(m.height, m.width) for m in plan.masks.frames])
+        return wait(client.generate_async(task=task, on_feedback=show).result, 600, processes)[0]
 
 
 def report_plan(plan: InteractionPlan, out: Path) -> None:
     """Print what the plan says and write its pictures to `out`."""
-    labels = plan_labels(plan)
+    labels = read_labels(plan.masks)
     frames = np.stack([read_colour(message) for message in plan.video])
     fps = 1 / plan.masks.frame_period
-    write_png(out / 'contact_sheet.png', plan_sheet(labels, frames, plan.task))
+    write_picture(out / 'contact_sheet.png', plan_sheet(labels, frames, plan.task))
     write_video(out / 'video.mp4', frames, fps)
     write_video(out / 'video.gif', frames, fps)
     write_video(out / 'mask_overlay.gif', overlay(frames, labels), fps)

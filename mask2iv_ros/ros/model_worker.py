@@ -20,7 +20,8 @@ import numpy as np
 
 from mask2iv_ros.framing import Framing
 from mask2iv_ros.msg import InteractionPlan
-from mask2iv_ros.ros.requests import Observation, RequestError
+from mask2iv_ros.planning.request import InvalidRequest, Plan
+from mask2iv_ros.ros.requests import Observation
 
 ABANDONED_CHECK_PERIOD = 0.5  # seconds; asking the middleware for its clients is not free
 
@@ -46,7 +47,7 @@ class Outcome:
 
     code: str = 'NONE'
     message: str = ''
-    plans: list[tuple[object, InteractionPlan]] = field(default_factory=list)
+    plans: list[tuple[Plan, InteractionPlan]] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -100,11 +101,11 @@ class ModelWorker:
         return self._pool.submit(self._free)
 
     def submit(self, job: Job, max_waiting: int):
-        """Queue a job. Raises RequestError QUEUE_FULL if `max_waiting` jobs wait behind the running one."""
+        """Queue a job. Raises InvalidRequest QUEUE_FULL if `max_waiting` jobs wait behind the running one."""
         with self._lock:
             position = len(self._jobs)
             if position > max_waiting:
-                raise RequestError(
+                raise InvalidRequest(
                     'QUEUE_FULL',
                     f'{position - 1} requests are waiting already, expected at most {max_waiting} '
                     "(the node's parameter max_queue); try again later",
@@ -215,7 +216,7 @@ class ModelWorker:
 
 def describe_error(error: Exception) -> tuple[str, str]:
     """Name of the error code for what went wrong with a request, and a text for the user."""
-    if isinstance(code := getattr(error, 'code', None), str):  # RequestError, ImageError, InvalidRequest
+    if isinstance(code := getattr(error, 'code', None), str):  # InvalidRequest, ImageError
         return code, str(error)
     text = f'{type(error).__name__}: {" ".join(str(error).split())}'
     if isinstance(error, MemoryError) or any(phrase in text.lower() for phrase in OUT_OF_MEMORY):

@@ -1,4 +1,4 @@
-"""The node's parameters: one table that declares, documents and checks them."""
+"""Parameters of a node: a table that declares, documents and checks them. `TABLE` is the mask2iv node's."""
 
 from __future__ import annotations
 
@@ -44,8 +44,9 @@ TABLE = (
     Row(
         'num_inference_steps',
         0,
-        "Denoising steps a stage, where a request does not say; 0: the model's own default.",
-        limits=(0, 1000),
+        "Denoising steps a stage, where a request does not say; 0: the model's own default. More than its "
+        'training had are refused.',
+        limits=(0, 2**16 - 1),  # of the request's field
     ),
     Row('max_queue', 4, 'Requests that may wait; further ones get QUEUE_FULL.', limits=(0, 1000)),
     Row(
@@ -73,7 +74,12 @@ TABLE = (
         'Takes effect when the node is activated.',
         limits=(1, 1000),
     ),
-    Row('max_plans', 10, 'Newest plans that are kept for ExportDemonstration.', limits=(1, 1000)),
+    Row(
+        'max_plans',
+        10,
+        'Newest plans that are kept for ExportDemonstration, as long as they fit into 1 GiB.',
+        limits=(1, 1000),
+    ),
     Row('dataset_root', '~/.ros/mask2iv_datasets', 'Folder under which ExportDemonstration writes datasets.'),
 )
 
@@ -89,12 +95,12 @@ def declare_reliability(node: Node, name: str):
         raise ValueError(f'{name}: expected a value that matches {RELIABILITY}, got {value.value!r}')
 
 
-def declare_parameters(node: Node):
-    """Declare every row on `node`, and refuse values that a row does not allow.
+def declare_parameters(node: Node, table: tuple[Row, ...]):
+    """Declare every row of `table` on `node`, and refuse values that a row does not allow.
 
     Raises what rclpy raises for a start value outside its limits, and ValueError for a pattern.
     """
-    patterns = {row.name: row.pattern for row in TABLE if row.pattern}
+    patterns = {row.name: row.pattern for row in table if row.pattern}
 
     def check(parameters: list[Parameter]) -> SetParametersResult:
         for parameter in parameters:
@@ -105,7 +111,7 @@ def declare_parameters(node: Node):
         return SetParametersResult(successful=True)
 
     node.add_on_set_parameters_callback(check)  # also called for start values
-    for row in TABLE:
+    for row in table:
         node.declare_parameter(row.name, row.default, _descriptor(row))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from nav_msgs.msg import Path
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -10,7 +11,9 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from mask2iv_ros.msg import InteractionPlan
+from mask2iv_ros.planning.request import Plan
 from mask2iv_ros.ros.conversions import write_image
+from mask2iv_ros.ros.plans import overlay_frame
 
 
 class PlanPlayer:
@@ -32,10 +35,8 @@ class PlanPlayer:
         self._overlay = publisher(Image, '~/mask_overlay', QoSProfile(depth=5))
         self._video = publisher(Image, '~/video', QoSProfile(depth=5))
 
-    def play(self, plan, message: InteractionPlan, observed):
-        """Show a `Plan` and its message; `observed` is the (H, W, 3) uint8 image it starts from."""
-        from mask2iv_ros.ros.plans import overlay_frame
-
+    def play(self, plan: Plan, message: InteractionPlan, observed: np.ndarray):
+        """Show a plan and its message; `observed` is the (H, W, 3) uint8 image it starts from."""
         self.stop()
         self._plan.publish(message)
         self._path.publish(message.object_path)

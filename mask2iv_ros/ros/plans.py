@@ -14,14 +14,15 @@ from unique_identifier_msgs.msg import UUID
 from mask2iv_ros.labels import overlay
 from mask2iv_ros.msg import InteractionPlan, MaskTrajectory
 from mask2iv_ros.planning.path import lift_path
+from mask2iv_ros.planning.request import Plan
 from mask2iv_ros.ros.conversions import write_image
 from mask2iv_ros.ros.requests import Observation
 
 
-def plan_message(plan, observation: Observation) -> InteractionPlan:
-    """Make the message of a `mask2iv_ros.planning.generate.Plan`; it gets a new id, and no times yet."""
+def plan_message(plan: Plan, observation: Observation) -> InteractionPlan:
+    """Make the message of a plan; it gets a new id, and no times yet."""
     header = observation.header
-    headers = [_later(header, i * plan.frame_period) for i in range(len(plan.labels))]
+    headers = [_later(header, i / plan.fps) for i in range(len(plan.labels))]
     message = InteractionPlan(
         header=header,
         id=UUID(uuid=np.frombuffer(uuid.uuid4().bytes, np.uint8)),
@@ -32,7 +33,7 @@ def plan_message(plan, observation: Observation) -> InteractionPlan:
         score_meaning=plan.score_meaning,
         masks=MaskTrajectory(
             header=header,
-            frame_period=plan.frame_period,
+            frame_period=1 / plan.fps,
             frames=[
                 write_image(labels, 'mono8', at) for labels, at in zip(plan.labels, headers, strict=True)
             ],
@@ -49,12 +50,12 @@ def plan_message(plan, observation: Observation) -> InteractionPlan:
     return message
 
 
-def overlay_frame(plan, frame: np.ndarray, index: int) -> np.ndarray:
+def overlay_frame(plan: Plan, frame: np.ndarray, index: int) -> np.ndarray:
     """Masks number `index` of the plan, painted over its video or, without one, over the observed `frame`."""
     return overlay(frame if plan.frames is None else plan.frames[index], plan.labels[index])
 
 
-def _object_path(plan, observation: Observation, headers: list[Header]) -> Path:
+def _object_path(plan: Plan, observation: Observation, headers: list[Header]) -> Path:
     path = Path(header=observation.header)
     if observation.depth is None or observation.intrinsics is None:
         return path

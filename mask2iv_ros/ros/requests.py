@@ -1,6 +1,7 @@
 """From an InteractionRequest and the newest messages of the input topics to a checked `GenerationRequest`.
 
-Every refusal happens here, before the request waits for the model, and says what came and what was expected.
+Every refusal that does not depend on the model happens here, before the request waits for it, and says what
+came and what was expected.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from rclpy.serialization import deserialize_message
@@ -16,11 +16,9 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from mask2iv_ros.msg import InteractionRequest
+from mask2iv_ros.planning.request import GenerationRequest, InvalidRequest, check_request
 from mask2iv_ros.ros.conversions import ImageError, read_colour, read_depth, read_intrinsics, read_mask
 from mask2iv_ros.ros.perception_buffer import PerceptionBuffer
-
-if TYPE_CHECKING:
-    from mask2iv_ros.planning.generate import GenerationRequest
 
 #: Input topics of the node and their types.
 INPUTS = {
@@ -30,16 +28,7 @@ INPUTS = {
     'depth': Image,
     'camera_info': CameraInfo,
 }
-MAX_INFERENCE_STEPS = 1000
 MAX_SEED = 2**64 - 1
-
-
-class RequestError(Exception):
-    """A refused request; `code` is the name of an error code of GenerateInteraction."""
-
-    def __init__(self, code: str, message: str):
-        super().__init__(message)
-        self.code = code
 
 
 @dataclass(frozen=True)
@@ -90,17 +79,15 @@ def read_request(
         source: what to tell a user about where an input comes from: its topic and how many publish on it.
 
     Raises:
-        RequestError, ImageError, InvalidRequest: with the `code` of the refusal.
+        InvalidRequest, ImageError: with the `code` of the refusal.
     """
-    from mask2iv_ros.planning.generate import GenerationRequest, check_request  # imports torch
-
     start = time.perf_counter()
     numbers = _read_numbers(message, limits)
     messages = _choose_messages(message, buffer, limits, now, source)
     image = messages['image']
     pixels = image.width * image.height
     if pixels > limits.max_image_pixels:
-        raise RequestError(
+        raise InvalidRequest(
             'IMAGE_TOO_LARGE',
             f'image: {image.width} x {image.height} = {pixels} pixels, expected at most '
             f"{limits.max_image_pixels} (the node's parameter max_image_pixels)",
@@ -108,7 +95,7 @@ def read_request(
     for name in ('object_mask', 'actor_mask', 'goal_mask'):  # before reading masks of any size
         mask = messages.get(name)
         if mask is not None and (mask.width, mask.height) != (image.width, image.height):
-            raise RequestError(
+            raise InvalidRequest(
                 'SIZE_MISMATCH',
                 f'{name}: {mask.width} x {mask.height} pixels, expected those of the image, '
                 f'{image.width} x {image.height}',
@@ -118,13 +105,10 @@ def read_request(
         for name in ('object_mask', 'actor_mask', 'goal_mask')
         if name in messages
     }
-    goal_pixel = None
-    if message.goal_pixel and 'goal_mask' not in masks:
-        goal_pixel = message.goal_pixel[0].x, message.goal_pixel[0].y
     request = GenerationRequest(
         frame=read_colour(image),
         task=message.task,
-        goal_pixel=goal_pixel,
+        goal_pixel=(message.goal_pixel[0].x, message.goal_pixel[0].y) if message.goal_pixel else None,
         trajectory_only=message.trajectory_only,
         **masks,
         **numbers,
@@ -136,16 +120,18 @@ def read_request(
 
 def _read_numbers(message: InteractionRequest, limits: Limits) -> dict[str, int]:
     num_samples = message.num_samples or limits.num_samples
-    steps = message.num_inference_steps or limits.num_inference_steps
     seed = message.seed or limits.seed
     for name, value, high in (
         ('num_samples', num_samples, limits.max_samples),
-        ('num_inference_steps', steps, MAX_INFERENCE_STEPS),
         ('seed of the last plan', seed + num_samples - 1, MAX_SEED),
     ):
         if value > high:
-            raise RequestError('INVALID_PARAMETER', f'{name}: {value}, expected at most {high}')
-    return {'num_samples': num_samples, 'num_inference_steps': steps, 'seed': seed}
+            raise InvalidRequest('INVALID_PARAMETER', f'{name}: {value}, expected at most {high}')
+    return {
+        'num_samples': num_samples,
+        'num_inference_steps': message.num_inference_steps or limits.num_inference_steps,
+        'seed': seed,
+    }
 
 
 def _choose_messages(
@@ -166,7 +152,7 @@ def _choose_messages(
     }
     for name, code in (('image', 'NO_IMAGE'), ('object_mask', 'NO_OBJECT_MASK')):
         if name not in own and buffer.newest(name) is None:
-            raise RequestError(code, f'no {name} in the request and none received yet on {source(name)}')
+            raise InvalidRequest(code, f'no {name} in the request and none received yet on {source(name)}')
 
     missing = [name for name in ('object_mask', 'actor_mask') if name not in own]
     if 'image' in own:
@@ -183,7 +169,7 @@ def _choose_messages(
                 break
         reference = chosen['image'].stamp
         if reference < oldest:
-            raise RequestError(
+            raise InvalidRequest(
                 'STALE_INPUT',
                 f'image: the newest on {source("image")} is {(now - reference) / 1e9:.3f} s old, '
                 f"expected at most {limits.max_age} s (the node's parameter max_age)",
@@ -197,7 +183,7 @@ def _choose_messages(
             if name == 'actor_mask' and 'image' in own:
                 del chosen[name]
                 continue
-            raise RequestError(
+            raise InvalidRequest(
                 'STALE_INPUT',
                 f'{name}: the closest stamp on {source(name)} is {difference(chosen[name]):.3f} s from the '
                 f"image's, expected at most {limits.max_stamp_difference} s (the node's parameter "

@@ -7,15 +7,31 @@ import sys
 
 import numpy as np
 import rclpy
-from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
-from mask2iv_ros.data.metaworld import TASKS, record_clip
+from mask2iv_ros.data.metaworld import FIRST_SEED, RETRY_STRIDE, TASKS, record_clip
 from mask2iv_ros.labels import ACTOR, OBJECT
 from mask2iv_ros.ros.conversions import write_image
+from mask2iv_ros.ros.parameters import Row, declare_parameters
+
+TABLE = (
+    Row('scene', 'drawer-open', 'Meta-World task that is set up.', pattern='|'.join(TASKS), read_only=True),
+    Row(
+        'seed',
+        0,
+        'Number of the test scene: placement of object and camera.',
+        limits=(0, RETRY_STRIDE - 1),
+        read_only=True,
+    ),
+    Row('width', 640, 'Pixels.', limits=(16, 4096), read_only=True),
+    Row('height', 480, 'Pixels.', limits=(16, 4096), read_only=True),
+    Row('rate', 5.0, 'Images a second.', limits=(0.1, 100.0), read_only=True),
+    Row('frame_id', 'sim_camera_optical_frame', 'Frame of all messages.', read_only=True),
+)
 
 
 class SimCamera(Node):
@@ -27,14 +43,11 @@ class SimCamera(Node):
 
     def __init__(self):
         super().__init__('sim_camera')
-        task = self._declare('task', 'drawer-open', f'Scene: one of {", ".join(TASKS)}.')
-        seed = self._declare('seed', 10_000, 'Placement of object and camera.')
-        width = self._declare('width', 640, 'Pixels.')
-        height = self._declare('height', 480, 'Pixels.')
-        rate = self._declare('rate', 5.0, 'Images a second.')
-        self._frame_id = self._declare('frame_id', 'sim_camera_optical_frame', 'Frame of all messages.')
+        declare_parameters(self, TABLE)
+        values = self.get_parameters([row.name for row in TABLE])
+        scene, seed, width, height, rate, self._frame_id = (parameter.value for parameter in values)
 
-        clip = record_clip(task, seed, height, width, num_frames=2)
+        clip = record_clip(scene, FIRST_SEED['test'] + seed, height, width, num_frames=2)
         depth = np.where(clip.depth[0] > 0, clip.depth[0], np.nan).astype(np.float32)
         intrinsics = clip.camera.intrinsics
         projection = np.hstack([intrinsics, np.zeros((3, 1))])
@@ -61,10 +74,6 @@ class SimCamera(Node):
         self.create_timer(1 / rate, self._publish)
         self.get_logger().info(f'{clip.task!r} at {width} x {height} pixels, {rate} images a second')
 
-    def _declare(self, name: str, default, description: str):
-        descriptor = ParameterDescriptor(description=description, read_only=True)
-        return self.declare_parameter(name, default, descriptor).value
-
     def _publish(self):
         header = Header(stamp=self.get_clock().now().to_msg(), frame_id=self._frame_id)
         for name, message in self._messages.items():
@@ -79,8 +88,8 @@ def main(args: list[str] | None = None) -> int:
         rclpy.spin(SimCamera())
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
-    except ValueError as error:  # an unknown task
-        rclpy.logging.get_logger('sim_camera').fatal(str(error))
+    except (ParameterException, ValueError) as error:
+        rclpy.logging.get_logger('sim_camera').fatal(f'A parameter has a wrong value: {error}')
         return 2
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would hit MuJoCo's clean-up

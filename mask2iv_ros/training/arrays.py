@@ -19,6 +19,7 @@ from tqdm import tqdm
 from mask2iv_ros import labels as lb
 from mask2iv_ros.clip import InteractionClip
 from mask2iv_ros.framing import Framing
+from mask2iv_ros.pipelines.components import images_to_tensor
 
 
 @dataclass
@@ -68,7 +69,7 @@ def build_arrays(
     """Fit `count` clips of `num_frames` frames to `size` (height, width) and store them in `folder`.
 
     `index.json` is written last, so a folder that has it is complete. Raises ValueError for a clip of another
-    length.
+    length, or without masks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shape = (count, num_frames, *size)
@@ -79,6 +80,8 @@ def build_arrays(
     for i, clip in enumerate(tqdm(clips, total=count, desc='fit clips', unit='clip')):
         if len(clip) != num_frames:
             raise ValueError(f'{clip.source}: expected {num_frames} frames, got {len(clip)}')
+        if clip.labels is None:
+            raise ValueError(f'{clip.source}: training needs masks, this clip has none')
         framing = Framing(clip.frames.shape[1:3], size)
         frames[i], labels[i] = framing.fit_frames(clip.frames), framing.fit_labels(clip.labels)
         digest.update(frames[i].tobytes() + labels[i].tobytes())
@@ -91,11 +94,6 @@ def build_arrays(
     labels.flush()
     (folder / 'index.json').write_text(json.dumps({**index, 'digest': digest.hexdigest()}))
     return ClipArrays.load(folder)
-
-
-def images_to_tensor(images: np.ndarray) -> torch.Tensor:
-    """(..., H, W, 3) uint8 -> (..., 3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.array(images)).movedim(-1, -3).float() / 127.5 - 1
 
 
 def damage_labels(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -124,7 +122,7 @@ def encode_latents(
     Keys: `video`, `masks`, `damaged_masks` (N, T, C, h, w), the last with one dilation or erosion a clip;
     `goal` (N, C, h, w). Latents are scaled by the VAE's `scaling_factor`.
     """
-    stamp = json.dumps([arrays.digest, _weights_digest(vae), seed])
+    stamp = latents_id(arrays, vae, seed)
     keys = ('video', 'masks', 'damaged_masks', 'goal')
     if (folder / 'latents.json').is_file() and (folder / 'latents.json').read_text() == stamp:
         return {key: np.load(folder / f'{key}.npy') for key in keys}
@@ -151,8 +149,9 @@ def encode_latents(
     return stacked
 
 
-def _weights_digest(model: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+def latents_id(arrays: ClipArrays, vae, seed: int) -> str:
+    """sha256, hex, of what the latents of `encode_latents` depend on: clips, VAE weights and seed."""
+    digest = hashlib.sha256(f'{arrays.digest} {seed}'.encode())
+    for name, tensor in sorted(vae.state_dict().items()):
         digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
     return digest.hexdigest()

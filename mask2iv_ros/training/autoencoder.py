@@ -11,7 +11,8 @@ from PIL import Image
 
 from mask2iv_ros.labels import labels_to_rgb
 from mask2iv_ros.models.autoencoder import PatchAutoencoderKL
-from mask2iv_ros.training.arrays import ClipArrays, images_to_tensor
+from mask2iv_ros.pipelines.components import images_to_tensor, tensor_to_images
+from mask2iv_ros.training.arrays import ClipArrays
 from mask2iv_ros.training.trainer import Schedule, Trainer
 
 #: Loss weight of a pixel by its label: background, object, actor, part.
@@ -35,7 +36,7 @@ def train_autoencoder(
     exported VAE's `scaling_factor` makes its latents unit variance. Returns True when the schedule is done.
     """
     torch.manual_seed(seed)
-    trainer = Trainer(PatchAutoencoderKL(**model_config), folder, schedule, seed)
+    trainer = Trainer(PatchAutoencoderKL(**model_config), folder, schedule, seed, f'clips {arrays.digest}')
 
     def batch(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         clip = torch.randint(len(arrays), (batch_size,), generator=generator).tolist()
@@ -65,7 +66,7 @@ def train_autoencoder(
             vae = trainer.accelerator.unwrap_model(trainer.model)
             decoded = vae.decode(vae.encode(images).latent_dist.mode()).sample.float()
         rows = [torch.cat(list(row[4:12]), dim=-1) for row in (images, decoded)]
-        sheet = ((torch.cat(rows, dim=-2).clamp(-1, 1) + 1) * 127.5).byte().movedim(0, -1).cpu().numpy()
+        sheet = tensor_to_images(torch.cat(rows, dim=-2))
         Image.fromarray(sheet).save(folder / f'sample_{step:06d}.png')
 
     done = trainer.run(loss_at, max_minutes, sample)

@@ -17,7 +17,7 @@ from mask2iv_ros.models.text_encoder import PackagedTextEncoder
 from mask2iv_ros.models.unet import DynamiCrafterUNet
 from mask2iv_ros.pipelines.interaction_video import InteractionVideoPipeline
 from mask2iv_ros.pipelines.mask_trajectory import MaskTrajectoryPipeline, trajectory_condition
-from mask2iv_ros.training.arrays import ClipArrays, goal_labels
+from mask2iv_ros.training.arrays import ClipArrays, goal_labels, latents_id
 from mask2iv_ros.training.losses import contact_weight, foreground_weight
 from mask2iv_ros.training.trainer import Schedule, Trainer
 
@@ -90,7 +90,7 @@ class StageTrainer:
         self.residual_scale = self._residual_scale() if options.residual else None
         self.weights = self._weights()
         model = StageModel(DynamiCrafterUNet(**unet_config), Resampler(**projector_config))
-        self.trainer = Trainer(model, folder, schedule, seed)
+        self.trainer = Trainer(model, folder, schedule, seed, f'latents {latents_id(arrays, vae, seed)}')
         self.device = self.trainer.device
 
     def _residual_scale(self) -> float:

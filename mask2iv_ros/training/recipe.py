@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 import yaml
 from diffusers import ConfigMixin
 
-from mask2iv_ros.data.lerobot import load_metadata, read_clips
+from mask2iv_ros.data.episodes import open_dataset, read_clips
+from mask2iv_ros.data.sampling import spread
 from mask2iv_ros.models.autoencoder import PatchAutoencoderKL
 from mask2iv_ros.pipelines.interaction_video import InteractionVideoPipeline
 from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
@@ -37,13 +39,16 @@ class Recipe:
         self.device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
     def arrays(self, split: str) -> ClipArrays:
-        """Clips of a split at the model's resolution, decoded on first use."""
-        folder = self.folder / 'arrays' / split
-        if not (folder / 'index.json').is_file():
-            root = self.data / split
-            count = load_metadata(root).total_episodes
-            size, num_frames = tuple(self.config['sample_size']), self.config['num_frames']
-            build_arrays(read_clips(root), count, folder, size, num_frames)
+        """Clips of a split at the model's resolution, decoded on first use and when the dataset changed."""
+        root, folder = self.data / split, self.folder / 'arrays' / split
+        reader = open_dataset(root)
+        size, num_frames = tuple(self.config['sample_size']), self.config['num_frames']
+        stamp = json.dumps([str(root.resolve()), len(reader), size, num_frames])
+        made_of = folder / 'made_of.json'
+        if not made_of.is_file() or made_of.read_text() != stamp:
+            clips = read_clips(reader, sampler=spread(num_frames))
+            build_arrays(clips, len(reader), folder, size, num_frames)
+            made_of.write_text(stamp)
         return ClipArrays.load(folder)
 
     def train(self, part: str, max_minutes: float | None = None) -> bool:

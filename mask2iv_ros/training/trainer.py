@@ -42,11 +42,17 @@ class Trainer:
 
     Everything random in a step is drawn from `generator(step)`, which depends on seed and step alone. So a
     run that was killed and resumed takes the same steps as one that was not.
+
+    Args:
+        data: what the model is trained on, in a few words or a hash. A checkpoint of other data or of another
+            seed is refused with ValueError instead of being continued.
     """
 
-    def __init__(self, model: torch.nn.Module, folder: Path, schedule: Schedule, seed: int = 0):
+    def __init__(
+        self, model: torch.nn.Module, folder: Path, schedule: Schedule, seed: int = 0, data: str = ''
+    ):
         self.accelerator = Accelerator(mixed_precision='bf16')
-        self.folder, self.schedule, self.seed = folder, schedule, seed
+        self.folder, self.schedule, self.seed, self.data = folder, schedule, seed, data
         folder.mkdir(parents=True, exist_ok=True)
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -107,7 +113,7 @@ class Trainer:
                     running[key] = value if key not in running else 0.98 * running[key] + 0.02 * value
                 progress.update()
                 progress.set_postfix({key: f'{value:.4f}' for key, value in running.items()}, refresh=False)
-                if self.step % 25 == 0:
+                if self.step % 25 == 0 or self.step == self.schedule.steps:
                     self._log(running, time.monotonic() - start)
                 if time.monotonic() - saved > save_minutes * 60:
                     self.save()
@@ -130,21 +136,33 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint so that a kill at any moment leaves a complete one."""
-        fresh, kept = self.folder / 'checkpoint.new', self.folder / 'checkpoint'
+        fresh, kept, old = (self.folder / f'checkpoint{suffix}' for suffix in ('.new', '', '.old'))
         shutil.rmtree(fresh, ignore_errors=True)
         self.accelerator.save_state(fresh)
-        (fresh / 'step.json').write_text(json.dumps({'step': self.step, 'seed': self.seed}))
-        shutil.rmtree(kept, ignore_errors=True)
+        record = {'step': self.step, 'seed': self.seed, 'data': self.data}
+        (fresh / 'step.json').write_text(json.dumps(record))
+        shutil.rmtree(old, ignore_errors=True)
+        if kept.exists():
+            kept.rename(old)
         fresh.rename(kept)
+        shutil.rmtree(old, ignore_errors=True)
 
     def _recover(self) -> None:
-        fresh, kept = self.folder / 'checkpoint.new', self.folder / 'checkpoint'
-        # Killed between removing the old checkpoint and renaming the new one: the new one is complete.
-        if not kept.exists() and (fresh / 'step.json').exists():
-            fresh.rename(kept)
+        kept = self.folder / 'checkpoint'
+        # Killed between the two renames of `save`: `.new` is complete, because its step.json comes last.
+        for suffix in ('.new', '.old'):
+            other = self.folder / f'checkpoint{suffix}'
+            if not kept.exists() and (other / 'step.json').exists():
+                other.rename(kept)
         if (kept / 'step.json').exists():
+            record = json.loads((kept / 'step.json').read_text())
+            if (record['seed'], record['data']) != (self.seed, self.data):
+                raise ValueError(
+                    f'{kept}: was trained with seed {record["seed"]} on {record["data"]}, now it is seed '
+                    f'{self.seed} on {self.data}; remove {self.folder} to start anew'
+                )
             self.accelerator.load_state(kept)
-            self.step = json.loads((kept / 'step.json').read_text())['step']
+            self.step = record['step']
             self.accelerator.print(f'{self.folder}: resumed at step {self.step}')
 
     def _train_step(self, loss_at) -> dict[str, float]:

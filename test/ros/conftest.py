@@ -41,7 +41,7 @@ def start_node(tmp_path_factory):
         log = tmp_path_factory.mktemp('node') / 'log.txt'
         if module == 'node':
             parameters = {'device': 'cpu', **parameters}
-        nodes.append(NodeProcess(log, parameters, prefix, module))
+        nodes.append(NodeProcess(module, parameters, log, prefix))
         return nodes[-1]
 
     yield start

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -17,32 +16,14 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
+from mask2iv_ros.ros import node_process
+
 TEST_FOLDER = Path(__file__).parents[1]
 HEIGHT, WIDTH = 60, 80  #: of the scene
 
 
-class NodeProcess:
-    """A node of the package in a process of its own; its output is in `log`."""
-
-    def __init__(self, log: Path, parameters: dict, prefix: tuple[str, ...] = (), module: str = 'node'):
-        arguments = [f'{name}:={value}' for name, value in parameters.items()]
-        command = [sys.executable, '-m', f'mask2iv_ros.ros.{module}', '--ros-args']
-        for argument in arguments:
-            command += ['-p', argument]
-        self.log = log
-        with log.open('w') as output:
-            self.process = subprocess.Popen([*prefix, *command], stdout=output, stderr=subprocess.STDOUT)
-
-    def stop(self, number: int = signal.SIGINT) -> int:
-        """Send a signal and return the exit status."""
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-            try:
-                self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        return self.process.returncode
+class NodeProcess(node_process.NodeProcess):
+    """A node whose output a test can wait for."""
 
     def wait_for(self, text: str, timeout: float = 60.0):
         """Return once the node has printed `text`."""

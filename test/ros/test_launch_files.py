@@ -23,8 +23,21 @@ def test_every_argument_has_a_default_and_a_description(name):
     assert all(argument.description and argument.default_value is not None for argument in arguments)
 
 
+def test_the_demo_takes_a_scene_and_its_number():
+    source = PythonLaunchDescriptionSource(str(FOLDER / 'demo.launch.py'))
+    arguments = source.get_launch_description(launch.LaunchContext()).get_launch_arguments()
+    assert {'scene', 'seed', 'rate', 'rviz'} <= {argument.name for argument in arguments}
+
+
 def test_arguments_reach_the_node_and_empty_ones_do_not(tmp_path):
-    """Runs the launch file, until the node has said what it was told."""
+    """Runs the launch file until the node has said what it was told."""
+    expected = f'{tmp_path}/no_model has no model_index.json'
+    output = []
+
+    def listen(event):
+        output.append(event.text.decode())
+        return [launch.actions.Shutdown()] if expected in ''.join(output) else []
+
     description = launch.LaunchDescription(
         [
             launch.actions.IncludeLaunchDescription(
@@ -36,19 +49,15 @@ def test_arguments_reach_the_node_and_empty_ones_do_not(tmp_path):
                 }.items(),
             ),
             launch.actions.RegisterEventHandler(
-                launch.event_handlers.OnProcessIO(on_stderr=lambda event: output.append(event.text.decode()))
+                launch.event_handlers.OnProcessIO(on_stdout=listen, on_stderr=listen)
             ),
-            launch.actions.RegisterEventHandler(
-                launch.event_handlers.OnProcessIO(on_stdout=lambda event: output.append(event.text.decode()))
-            ),
-            launch.actions.TimerAction(period=12.0, actions=[launch.actions.Shutdown()]),
+            launch.actions.TimerAction(period=120.0, actions=[launch.actions.Shutdown()]),
         ]
     )
-    output = []
     service = launch.LaunchService(noninteractive=True)
     service.include_launch_description(description)
     assert service.run() == 0
     text = ''.join(output)
+    assert expected in text
     assert '[robot1.mask2iv]' in text
-    assert f'{tmp_path}/no_model has no model_index.json' in text
     assert 'Traceback' not in text

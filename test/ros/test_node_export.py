@@ -9,7 +9,7 @@ from unique_identifier_msgs.msg import UUID
 
 from mask2iv_ros.msg import InteractionPlan
 from mask2iv_ros.ros.client import InteractionError
-from mask2iv_ros.ros.conversions import read_colour
+from mask2iv_ros.ros.conversions import read_colour, read_labels
 from ros_harness import set_parameter
 
 NAMESPACE = ('unshare', '--user', '--map-root-user', '--mount')
@@ -69,7 +69,7 @@ def test_a_plan_is_read_back_by_lerobot(client, root):
 
     from lerobot.datasets import LeRobotDataset
 
-    from mask2iv_ros.data.lerobot import read_clips
+    from mask2iv_ros.data.episodes import read_clips
 
     dataset = LeRobotDataset('drawers', root=path, video_backend='pyav')
     assert len(dataset) == len(plan.video)
@@ -79,8 +79,7 @@ def test_a_plan_is_read_back_by_lerobot(client, root):
     (clip,) = read_clips(path)
     assert clip.task == 'open the drawer'
     assert clip.fps == 15
-    labels = [np.frombuffer(f.data, np.uint8).reshape(f.height, f.width) for f in plan.masks.frames]
-    np.testing.assert_array_equal(clip.labels, labels)
+    np.testing.assert_array_equal(clip.labels, read_labels(plan.masks))
     video = np.stack([read_colour(frame) for frame in plan.video])
     assert np.abs(clip.frames.astype(int) - video).mean() < 10  # random pixels, lossy video
     assert clip.goal is not None
@@ -88,13 +87,18 @@ def test_a_plan_is_read_back_by_lerobot(client, root):
     assert clip.source['plan_id'].replace('-', '') == bytes(plan.id.uuid).hex()
 
 
-def test_the_newest_plan_is_appended_when_none_is_named(client):
+def test_the_best_newest_plan_is_appended_when_none_is_named(client):
+    from mask2iv_ros.data.episodes import open_dataset
+
     scene = big_scene()
     client.generate(**scene, task='one')
     client.export(dataset_name='appended')
     plans = client.generate(**scene, task='two', num_samples=2)
     _, episodes = client.export(plans, 'appended')
     assert episodes == [1, 2]
+    path, episodes = client.export(dataset_name='appended')
+    assert episodes == [3]
+    assert open_dataset(path).read(3).source['plan_id'].replace('-', '') == bytes(plans[0].id.uuid).hex()
 
 
 def test_only_the_newest_plans_are_kept(client):
@@ -108,7 +112,7 @@ def test_only_the_newest_plans_are_kept(client):
 
 def test_a_trajectory_is_no_episode(client):
     (plan,) = client.generate(**big_scene(), task='push', trajectory_only=True)
-    refused(client, 'UNKNOWN_PLAN', 'no video', plans=[plan])
+    refused(client, 'NO_VIDEO', 'trajectory_only', plans=[plan])
 
 
 @pytest.mark.parametrize('name', ['../../x', '/tmp/x', 'a/b', '..', '.hidden', 'a\\b', 'x' * 300, 'a b'])

@@ -14,7 +14,7 @@ from sensor_msgs.msg import CameraInfo, Image
 
 from mask2iv_ros.msg import InteractionPlan, MaskTrajectory
 from mask2iv_ros.ros.client import InteractionClient, InteractionError
-from mask2iv_ros.ros.conversions import read_colour, write_image
+from mask2iv_ros.ros.conversions import read_colour, read_labels, write_image
 from ros_harness import HEIGHT, WIDTH, separate_process
 
 FRAMES = 8  # of the tiny model
@@ -27,11 +27,6 @@ def node(start_node, tiny_model, client):
     node = start_node(model=tiny_model, max_queue=2)
     client.wait_until_ready()
     return node
-
-
-def labels_of(plan: InteractionPlan) -> np.ndarray:
-    frames = plan.masks.frames
-    return np.stack([np.frombuffer(f.data, np.uint8).reshape(f.height, f.width) for f in frames])
 
 
 def test_the_service_answers_in_the_pixel_frame_of_the_image(client, scene, scene_messages):
@@ -50,7 +45,7 @@ def test_the_service_answers_in_the_pixel_frame_of_the_image(client, scene, scen
     assert plan.video[3].header.stamp.nanosec == pytest.approx(3 / 15 * 1e9, abs=2)
     assert plan.object_path.poses == []  # no depth
 
-    labels = labels_of(plan)
+    labels = read_labels(plan.masks)
     observed = np.where(
         scene['actor_mask'], MaskTrajectory.ACTOR, scene['object_mask'] * MaskTrajectory.OBJECT
     )
@@ -66,7 +61,7 @@ def test_any_size_and_aspect_comes_back_as_it_was(client, size):
     mask = np.zeros(size, np.uint8)
     mask[5:30, 5:40] = 255
     (plan,) = client.generate(image=np.zeros((*size, 3), np.uint8), object_mask=mask, task='push')
-    assert labels_of(plan).shape == (FRAMES, *size)
+    assert read_labels(plan.masks).shape == (FRAMES, *size)
     assert {(f.height, f.width) for f in plan.video} == {size}
 
 
@@ -187,6 +182,20 @@ def test_a_running_goal_is_cancelled_between_two_steps(client, scene):
     assert time.monotonic() - start < 3
     assert max(f.step for f in feedback) < LONG
     assert client.generate(**scene, task='push')  # and the next request is answered
+
+
+def test_a_goal_can_be_cancelled_from_its_own_feedback(client, scene):
+    def on_feedback(feedback):
+        if feedback.step:
+            start = time.monotonic()
+            client.cancel()
+            durations.append(time.monotonic() - start)
+
+    durations = []
+    plans = client.generate_async(on_feedback=on_feedback, **scene, task='push', num_inference_steps=LONG)
+    with pytest.raises(InteractionError, match='CANCELLED'):
+        plans.result(20)
+    assert durations[0] < 1
 
 
 def test_two_requests_at_once_are_both_answered_in_order(client, scene):

@@ -5,6 +5,7 @@ import pytest
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image
 
+from mask2iv_ros.data.metaworld import FIRST_SEED, record_clip
 from mask2iv_ros.ros.conversions import read_colour, read_depth, read_intrinsics, read_mask
 
 TOPICS = {
@@ -19,7 +20,7 @@ TOPICS = {
 @pytest.fixture(scope='module')
 def messages(start_node, peer) -> dict:
     """Two rounds of messages of each topic."""
-    start_node(module='sim_camera', task='drawer-open', width=160, height=120, rate=20.0)
+    start_node(module='sim_camera', scene='drawer-open', width=160, height=120, rate=20.0)
     seen = {name: [] for name in TOPICS}
     for name, kind in TOPICS.items():
         peer.node.create_subscription(kind, name, seen[name].append, qos_profile_sensor_data)
@@ -51,8 +52,17 @@ def test_masks_depth_and_calibration_make_sense(messages):
     assert (k[0, 2], k[1, 2]) == pytest.approx((79.5, 59.5))
 
 
-def test_an_unknown_scene_ends_with_a_reason(start_node):
-    node = start_node(module='sim_camera', task='no-such-scene')
+def test_the_scene_is_one_of_the_test_split(messages):
+    clip = record_clip('drawer-open', FIRST_SEED['test'], 120, 160, num_frames=2)
+    np.testing.assert_array_equal(read_colour(messages['image'][-1]), clip.frames[0])
+
+
+@pytest.mark.parametrize(('name', 'value'), [('scene', 'no-such-scene'), ('rate', 0.0), ('seed', -1)])
+def test_a_wrong_parameter_ends_with_a_reason(start_node, name, value):
+    node = start_node(module='sim_camera', **{name: value})
     assert node.process.wait(60) == 2
-    assert 'no-such-scene' in node.log.read_text()
-    assert 'Traceback' not in node.log.read_text()
+    log = node.log.read_text()
+    assert 'A parameter has a wrong value' in log
+    assert name in log
+    assert str(value) in log
+    assert 'Traceback' not in log

@@ -1,0 +1,216 @@
+"""What every dataset reader promises: episodes that are listed cheaply and decoded lazily.
+
+`open_dataset` finds the reader for a path. A reader decodes only the frames that are asked for and keeps no
+decoded frame, so a pass over any number of clips needs the memory of one.
+"""
+
+from __future__ import annotations
+
+import errno
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mask2iv_ros.clip import InteractionClip
+
+
+class BadEpisode(ValueError):  # noqa: N818
+    """One episode cannot be read, others may; the message names file, episode and, where known, frame."""
+
+
+class UnknownLayout(ValueError):  # noqa: N818
+    """The path holds nothing that a reader knows; the message says what was found."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What is known of an episode before a frame of it is decoded.
+
+    Attributes:
+        name: unique in its dataset, such as 'demo_3' or a folder's relative path.
+        length: frames.
+        fps: frames a second.
+        task: instruction; '' if unknown.
+        cameras: names to choose from, the one to take by default first.
+        masked: those of `cameras` that have masks.
+    """
+
+    name: str
+    length: int
+    fps: float
+    task: str
+    cameras: tuple[str, ...]
+    masked: tuple[str, ...] = ()
+
+
+class EpisodeReader(ABC):
+    """Lazy access to the episodes of one dataset. Subclasses fill in `__len__`, `episode` and `_read`.
+
+    Attributes:
+        path: file or folder of the dataset.
+    """
+
+    path: Path
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of episodes."""
+
+    @abstractmethod
+    def episode(self, index: int) -> Episode:
+        """What is known of episode `index` without decoding; BadEpisode if not even that can be read."""
+
+    @abstractmethod
+    def _read(self, index: int, episode: Episode, frames: np.ndarray, camera: str) -> InteractionClip:
+        """Decode `frames` ((N,) int64, valid, not empty) of `camera` (one of `episode.cameras`).
+
+        `clip.fps` and `clip.source` are set by `read`; a reader may put more keys into `source`.
+        """
+
+    def read(
+        self, index: int, frames: Sequence[int] | None = None, camera: str | None = None
+    ) -> InteractionClip:
+        """Decode one episode, or some of its frames.
+
+        Args:
+            index: 0 to len(self) - 1.
+            frames: indices in the episode in the order wanted; None for all.
+            camera: one of `episode(index).cameras`; None for the first.
+
+        Returns:
+            The clip. `source` is the provenance written with the episode, else 'dataset', 'episode' and
+            'camera'; where not the whole episode was read, also 'frames' (indices) and 'frame_times' (s).
+
+        Raises:
+            IndexError: no such episode or frame.
+            ValueError: no such camera.
+            BadEpisode: damaged data, named by file, episode and frame.
+        """
+        episode = self._checked_episode(index)
+        camera = episode.cameras[0] if camera is None and episode.cameras else camera
+        if camera not in episode.cameras:
+            raise ValueError(
+                f'{self.path}: episode {episode.name}: no camera {camera!r}; there are {episode.cameras}'
+            )
+        wanted = np.arange(episode.length) if frames is None else np.asarray(frames, dtype=np.int64)
+        if not len(wanted) or wanted.min() < 0 or wanted.max() >= episode.length:
+            raise IndexError(
+                f'{self.path}: episode {episode.name}: frames {wanted.tolist()} of {episode.length}'
+            )
+        try:
+            clip = self._read(index, episode, wanted, camera)
+        except BadEpisode:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError) as error:
+            raise BadEpisode(f'{self.path}: episode {episode.name}: {error}') from error
+        for name in ('actions', 'states'):
+            values = getattr(clip, name)
+            if values is not None and not np.isfinite(values).all():
+                bad = wanted[np.flatnonzero(~np.isfinite(values).all(axis=1))[0]]
+                raise BadEpisode(f'{self.path}: episode {episode.name}: frame {bad}: {name} are not finite')
+        if 'dataset' not in clip.source:
+            clip.source |= {'dataset': self.path.name, 'episode': episode.name, 'camera': camera}
+        clip.fps = episode.fps
+        if not np.array_equal(wanted, np.arange(episode.length)):
+            clip.source['frames'] = wanted.tolist()
+            clip.source.setdefault('frame_times', (wanted / episode.fps).tolist())
+            if wanted[-1] > wanted[0]:
+                clip.fps = episode.fps * (len(wanted) - 1) / float(wanted[-1] - wanted[0])
+        return clip
+
+    def _checked_episode(self, index: int) -> Episode:
+        if not 0 <= index < len(self):
+            raise IndexError(f'{self.path}: episode {index} of {len(self)}')
+        return self.episode(index)
+
+
+#: Chooses frames of an episode: one index array for each clip wanted (see `mask2iv_ros.data.sampling`).
+Sampler = Callable[[Episode], Iterable[Sequence[int] | None]]
+
+
+def whole_episode(episode: Episode) -> list[None]:
+    """Sampler: one clip with every frame."""
+    return [None]
+
+
+def open_dataset(path: str | Path, **options) -> EpisodeReader:
+    """The reader for what is at `path`.
+
+    That is a LeRobot v3 dataset, HDF5 (robomimic, LIBERO, ALOHA), BridgeData V2, HOI4D, or the folder of a
+    benchmark that `mask2iv prepare` made, which needs the option `split`.
+
+    Args:
+        options: more arguments of the reader; ValueError if it has no such, or needs one that is missing.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        UnknownLayout, IncompatibleDataset: it is none of these, or an older version of one.
+    """
+    from mask2iv_ros.data.bridge import BridgeReader
+    from mask2iv_ros.data.hdf5 import open_hdf5
+    from mask2iv_ros.data.hoi4d import HOI4DReader
+    from mask2iv_ros.data.lerobot_reader import LeRobotReader
+    from mask2iv_ros.data.paper_benchmarks import BenchmarkReader
+
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, 'no such dataset', str(path))
+    if (path / 'meta').is_dir():
+        readers = [LeRobotReader]
+    elif (path / 'manifest.json').is_file():
+        if 'split' not in options:
+            raise ValueError(f'{path}: is a prepared benchmark; say which split (train, val or test)')
+        readers = [BenchmarkReader]
+    elif path.is_file():
+        readers = [open_hdf5]
+    else:
+        readers = [open_hdf5, BridgeReader, HOI4DReader]
+    refused: set[str] = set()
+    for reader in readers:
+        if unknown := set(options) - set(inspect.signature(reader).parameters):
+            refused |= unknown
+            continue
+        try:
+            return reader(path, **options)
+        except UnknownLayout:
+            if len(readers) == 1:
+                raise
+    if refused:
+        raise ValueError(f'{path}: there is no {" or ".join(sorted(refused))} for a dataset of its kind')
+    found = sorted(entry.name for entry in path.iterdir())[:8]
+    raise UnknownLayout(
+        f'{path}: expected a LeRobot v3 dataset (meta/info.json), HDF5 files, BridgeData V2 trajectories '
+        '(.../raw/traj_group*/traj*) or HOI4D sequences (ZY*/H*/C*/...); '
+        f'found {", ".join(found) or "nothing"}'
+    )
+
+
+def read_clips(
+    source: EpisodeReader | str | Path,
+    episodes: Iterable[int] | None = None,
+    sampler: Sampler = whole_episode,
+    camera: str | None = None,
+    skipped: list[BadEpisode] | None = None,
+) -> Iterator[InteractionClip]:
+    """Clips of a dataset, one at a time.
+
+    Args:
+        source: a reader, or the path of a dataset.
+        episodes: indices; None for all.
+        sampler: which frames of each episode.
+        camera: name; None for each episode's first.
+        skipped: if given, damaged episodes are appended here and passed over instead of raised.
+    """
+    reader = source if isinstance(source, EpisodeReader) else open_dataset(source)
+    for index in range(len(reader)) if episodes is None else episodes:
+        try:
+            for frames in sampler(reader._checked_episode(index)):
+                yield reader.read(index, frames, camera)
+        except BadEpisode as error:
+            if skipped is None:
+                raise
+            skipped.append(error)

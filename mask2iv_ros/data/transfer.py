@@ -1,0 +1,91 @@
+"""`mask2iv import`: any dataset that a reader knows, with or without masks, becomes a LeRobot v3 dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from mask2iv_ros.clip import InteractionClip
+from mask2iv_ros.data.episodes import BadEpisode, EpisodeReader
+from mask2iv_ros.data.lerobot import LeRobotClipWriter
+from mask2iv_ros.data.lerobot_reader import LeRobotReader
+
+COMMIT_EVERY = 16  #: episodes; a killed run loses no more
+
+#: Key of `InteractionClip.source` that says which episode of which dataset was copied.
+ORIGIN = 'copied_from'
+
+
+def copy_episodes(
+    reader: EpisodeReader,
+    out: str | Path,
+    cameras: Sequence[str] | None = None,
+    depth: bool = False,
+    task: str | None = None,
+    change: Callable[[int, dict[str, InteractionClip]], dict[str, InteractionClip] | None] | None = None,
+    skipped: list[BadEpisode] | None = None,
+) -> int:
+    """Write every episode of `reader`, whole, to the LeRobot dataset `out`; a stopped copy is continued.
+
+    LeRobot has one whole number of frames a second for all episodes: that of the first, rounded. For others,
+    the true time of each frame is kept in the column `annotation.frame_time`.
+
+    Args:
+        cameras: names; None for all that the first episode has. Every episode must have them.
+        depth: also write depth; every clip must have it.
+        task: text for episodes that have none.
+        change: given the episode's index and its clips by camera, returns what to write, or None to leave the
+            episode out.
+        skipped: if given, damaged episodes are appended here and passed over instead of raised.
+
+    Returns:
+        Number of episodes in `out`.
+
+    Raises:
+        ValueError: `out` holds a copy of another dataset.
+        BadEpisode, IncompatibleDataset, OSError: as reading and writing raise; what was committed stays.
+    """
+    out = Path(out)
+    first = 0
+    with LeRobotClipWriter(out, depth=depth) as writer:
+        written = LeRobotReader(out) if out.exists() else ()
+        if len(written):
+            origin = written.source(len(written) - 1).get(ORIGIN, {})
+            if origin.get('dataset') != str(reader.path.resolve()):
+                raise ValueError(
+                    f'{out}: expected a copy of {reader.path.resolve()}, found one of {origin or "nothing"}'
+                )
+            first = origin['index'] + 1
+        count = len(written)
+        fps = written.meta.fps if count else None
+        with tqdm(total=len(reader), initial=first, desc=str(out), unit='episode') as bar:
+            for index in range(first, len(reader)):
+                try:
+                    names = cameras or reader.episode(index).cameras
+                    views = {name: reader.read(index, camera=name) for name in names}
+                    if change is not None:
+                        views = change(index, views)
+                except BadEpisode as error:
+                    if skipped is None:
+                        raise
+                    skipped.append(error)
+                    views = None
+                if views is not None:
+                    for clip in views.values():
+                        fps = fps or max(1, round(clip.fps))
+                        if clip.fps != fps:
+                            times = (np.arange(len(clip)) / clip.fps).tolist()
+                            clip.source.setdefault('frame_times', times)
+                            clip.fps = float(fps)
+                        clip.task = clip.task or task or ''
+                        clip.source[ORIGIN] = {'dataset': str(reader.path.resolve()), 'index': index}
+                    writer.add(views)
+                    count += 1
+                    cameras = cameras or tuple(views)
+                    if count % COMMIT_EVERY == 0:
+                        writer.commit()
+                bar.update()
+    return count

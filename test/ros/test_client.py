@@ -1,0 +1,145 @@
+"""The planner's client with nodes that misbehave, and with careless callers: no call waits for ever."""
+
+import threading
+import time
+
+import pytest
+from rclpy.action import ActionServer, GoalResponse
+
+from mask2iv_ros.action import GenerateInteraction
+from mask2iv_ros.msg import InteractionPlan, InteractionRequest
+from mask2iv_ros.ros.client import InteractionClient, InteractionError, make_request
+
+
+class Server:
+    """An action server with the node's interface, which does what a test tells it to."""
+
+    def __init__(self, peer):
+        self.accepts = True
+        self.execute = None
+        self.node = peer.node
+        self.server = ActionServer(
+            peer.node,
+            GenerateInteraction,
+            '/other/generate_interaction',
+            lambda goal: self.execute(goal),
+            goal_callback=lambda _: GoalResponse.ACCEPT if self.accepts else GoalResponse.REJECT,
+        )
+
+
+@pytest.fixture(scope='module')
+def server(peer):
+    server = Server(peer)
+    yield server
+    server.server.destroy()
+
+
+@pytest.fixture
+def client(server):
+    with InteractionClient('/other') as client:
+        yield client
+
+
+def answer(goal) -> GenerateInteraction.Result:
+    goal.succeed()
+    return GenerateInteraction.Result(plans=[InteractionPlan(task=goal.request.request.task)])
+
+
+def test_a_rejected_goal_is_an_error(client, server, peer):
+    server.accepts = False
+    plans = client.generate_async(task='push')
+    peer.spin_until(plans.done)
+    server.accepts = True
+    with pytest.raises(InteractionError, match='GENERATION_FAILED: the answer is empty'):
+        plans.result()
+
+
+def test_an_answer_is_heard_that_comes_while_the_goal_is_still_being_sent(client, server, peer):
+    class SlowHandle:
+        def __init__(self, handle):
+            self.handle = handle
+
+        def __getattr__(self, name):
+            return getattr(self.handle, name)
+
+        def send_goal_request(self, request):
+            number = self.handle.send_goal_request(request)
+            time.sleep(0.5)
+            return number
+
+    client._action._client_handle = SlowHandle(client._action._client_handle)
+    server.execute = answer
+    plans = []
+    caller = threading.Thread(target=lambda: plans.append(client.generate_async(task='push')))
+    caller.start()
+    peer.spin_until(lambda: plans and plans[0].done())
+    caller.join()
+    assert plans[0].result()[0].task == 'push'
+
+
+def test_closing_ends_what_still_waits(server, peer):
+    server.execute = answer
+    with InteractionClient('/other') as client:
+        plans = client.generate_async(task='push')  # which nobody answers, because the peer does not spin
+    with pytest.raises(RuntimeError, match='closed'):
+        plans.result(0)
+    peer.spin_for(0.5)
+
+
+def test_a_server_that_fails_is_an_error(client, server, peer):
+    def fail(goal):
+        raise ValueError('broken server')
+
+    server.execute = fail
+    plans = client.generate_async(task='push')
+    peer.spin_until(plans.done)
+    with pytest.raises(InteractionError, match='GENERATION_FAILED: the answer is empty'):
+        plans.result()
+
+
+def test_an_answer_that_cannot_be_read_reaches_the_caller(client, server, peer, monkeypatch):
+    def fail(_):
+        raise ValueError('cannot read this')
+
+    server.execute = answer
+    monkeypatch.setattr('mask2iv_ros.ros.client._plans', fail)
+    plans = client.generate_async(task='push')
+    peer.spin_until(plans.done)
+    with pytest.raises(ValueError, match='cannot read this'):
+        plans.result()
+
+
+def test_a_failing_feedback_callback_stops_nothing(client, server, peer):
+    seen = threading.Event()
+
+    def on_feedback(_):
+        seen.set()
+        raise ValueError('careless caller')
+
+    def execute(goal):
+        goal.publish_feedback(GenerateInteraction.Feedback())
+        return answer(goal)
+
+    server.execute = execute
+    for task in ('first', 'second'):
+        plans = client.generate_async(task=task, on_feedback=on_feedback)
+        peer.spin_until(plans.done)
+        assert plans.result()[0].task == task
+        assert seen.wait(5)
+
+
+def test_the_future_itself_cannot_be_cancelled(client, server, peer):
+    server.execute = answer
+    plans = client.generate_async(task='push')
+    assert not plans.cancel()
+    peer.spin_until(plans.done)
+    assert len(plans.result()) == 1
+
+
+def test_a_request_and_its_fields_exclude_each_other():
+    with InteractionClient('/nobody') as client:
+        for ask in (client.generate, client.generate_async):
+            with pytest.raises(TypeError, match='got a request and task, seed'):
+                ask(InteractionRequest(), task='push', seed=3)
+            with pytest.raises(TypeError, match='got a request and task'):
+                ask(make_request(task='pull'), task='push')

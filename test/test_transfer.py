@@ -1,0 +1,71 @@
+"""`mask2iv import`: what any reader reads is what the LeRobot copy holds."""
+
+import numpy as np
+from dataset_fixtures import write_trajectory
+from test_hdf5 import write_aloha, write_robomimic
+from test_lerobot import full_clip, write
+
+from mask2iv_ros.cli import main
+from mask2iv_ros.data.episodes import open_dataset
+
+
+def test_hdf5_to_lerobot_and_back_is_exact(tmp_path):
+    source = write_robomimic(tmp_path / 'image.hdf5', {'demo_0': 4, 'demo_1': 6})
+    assert main(['import', str(source), str(tmp_path / 'copy'), '--task', 'lift the cube']) == 0
+    before, after = open_dataset(source), open_dataset(tmp_path / 'copy')
+    assert len(after) == 2
+    for index in range(2):
+        for camera in before.episode(index).cameras:
+            old, new = before.read(index, camera=camera), after.read(index, camera=camera)
+            np.testing.assert_array_equal(new.actions, old.actions)
+            np.testing.assert_array_equal(new.states, old.states)
+            assert (new.fps, new.task, new.labels) == (25.0, old.task or 'lift the cube', None)
+            assert new.frames.shape == old.frames.shape
+
+
+def test_an_hdf5_option_reaches_the_reader(tmp_path, capsys):
+    write_aloha(tmp_path / 'aloha/episode_0.hdf5', 3, compress=True)
+    arguments = ['import', str(tmp_path / 'aloha'), str(tmp_path / 'copy'), '--cameras', 'cam_high']
+    assert main([*arguments, '--split', 'train']) == 1
+    assert 'split' in capsys.readouterr().err
+    assert main([*arguments, '--standard-jpeg', '--task', 'wave']) == 0
+    assert open_dataset(tmp_path / 'copy').episode(0).cameras == ('cam_high',)
+    write(tmp_path / 'data', full_clip())
+    assert main(['import', str(tmp_path / 'data'), str(tmp_path / 'copy2'), '--standard-jpeg']) == 1
+    assert 'there is no standard_jpeg for a dataset of its kind' in capsys.readouterr().err
+
+
+def test_a_prepared_benchmark_becomes_a_training_set(tmp_path, capsys):
+    root = tmp_path / 'bridge'
+    for number, images in enumerate((20, 33)):
+        write_trajectory(root, f'traj{number}', images=images, masks=True)
+    assert main(['prepare', 'bridge', str(root), str(tmp_path / 'benchmark')]) == 0
+    assert 'clips {' in capsys.readouterr().out
+    command = ['import', str(tmp_path / 'benchmark'), str(tmp_path / 'train')]
+    assert main(command) == 1
+    assert 'say which split' in capsys.readouterr().err
+    assert main([*command, '--split', 'train']) == 0
+    source, copy = open_dataset(tmp_path / 'benchmark', split='train'), open_dataset(tmp_path / 'train')
+    assert len(copy) == len(source) > 0
+    for i in range(len(copy)):
+        np.testing.assert_array_equal(copy.read(i).labels, source.read(i).labels)
+        assert copy.read(i).task == source.read(i).task
+        np.testing.assert_allclose(copy.read(i).source['frame_times'], source.read(i).source['frame_times'])
+
+
+def test_a_stopped_import_is_continued(tmp_path):
+    clips = [full_clip(seed) for seed in range(3)]
+    write(tmp_path / 'data', *clips[:2])
+    command = ['import', str(tmp_path / 'data'), str(tmp_path / 'copy')]
+    assert main(command) == 0
+    write(tmp_path / 'data', clips[2])
+    assert main(command) == 0
+    copy = open_dataset(tmp_path / 'copy')
+    assert len(copy) == 3
+    for i, clip in enumerate(clips):
+        np.testing.assert_array_equal(copy.read(i).labels, clip.labels)
+        np.testing.assert_array_equal(copy.read(i).actions, clip.actions)
+        assert copy.source(i)['seed'] == i
+    write(tmp_path / 'other', full_clip(5))
+    assert main(['import', str(tmp_path / 'other'), str(tmp_path / 'copy')]) == 1
+    assert len(open_dataset(tmp_path / 'copy')) == 3
