@@ -28,6 +28,7 @@ def buffer_with(size: int = 10, **milliseconds: list[int]) -> PerceptionBuffer:
 
 
 def chosen(buffer: PerceptionBuffer, *others: str, **options) -> tuple[dict[str, float], float]:
+    options = {'tolerance': 100 * MILLISECOND, **options}
     found, spread = buffer.matching('image', list(others), **options)
     return {topic: message.stamp / MILLISECOND for topic, message in found.items()}, spread / MILLISECOND
 
@@ -94,3 +95,23 @@ def test_a_cleared_buffer_is_empty():
     buffer = buffer_with(image=[10])
     buffer.clear()
     assert buffer.newest('image') is None
+
+
+def test_a_good_fit_is_no_reason_for_an_old_picture():
+    buffer = buffer_with(image=[0, 1300], object_mask=[0, 1320])
+    assert chosen(buffer, 'object_mask') == ({'image': 1300, 'object_mask': 1320}, 20)
+
+
+def test_without_a_set_within_tolerance_the_closest_is_told():
+    buffer = buffer_with(image=[1000, 2000], object_mask=[500])
+    assert chosen(buffer, 'object_mask') == ({'image': 1000, 'object_mask': 500}, 500)
+
+
+def test_large_messages_are_bounded_but_the_newest_stays(monkeypatch):
+    size = len(serialised(0))
+    monkeypatch.setattr('mask2iv_ros.ros.perception_buffer.MAX_BYTES', 2 * size + 1)
+    buffer = buffer_with(image=[10, 20, 30])
+    assert buffer.closest('image', 0).stamp == 20 * MILLISECOND
+    monkeypatch.setattr('mask2iv_ros.ros.perception_buffer.MAX_BYTES', 1)
+    buffer.add('image', serialised(40 * MILLISECOND))
+    assert buffer.closest('image', 0).stamp == 40 * MILLISECOND

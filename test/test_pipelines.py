@@ -9,10 +9,16 @@ from transformers.utils import logging
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.models.text_encoder import PackagedTextEncoder
-from mask2iv_ros.pipelines import InteractionVideoPipeline, Mask2IVPipeline, MaskTrajectoryPipeline
+from mask2iv_ros.pipelines import (
+    InteractionVideoPipeline,
+    Mask2IVPipeline,
+    MaskTrajectoryPipeline,
+    ModelError,
+    load_pipeline,
+)
 from mask2iv_ros.pipelines.components import encode_images, images_to_tensor, keep_observed, tensor_to_images
 from mask2iv_ros.pipelines.mask_trajectory import trajectory_condition
-from tiny_model import build_tiny_pipeline
+from tiny_model import build_tiny_model, build_tiny_pipeline
 
 
 @pytest.fixture(scope='module')
@@ -256,3 +262,25 @@ def test_observed_pixels_are_kept_where_nothing_changed():
     np.testing.assert_array_equal(kept[:, [0, 2]], np.repeat(observed[:, None], 2, axis=1))
     np.testing.assert_array_equal(kept[:, 1, :, 4:], observed[:, :, 4:])
     np.testing.assert_array_equal(kept[:, 1, :, :4], decoded[:, 1, :, :4])
+
+
+def test_weights_that_give_nan_are_an_error(tmp_path):
+    pipeline = load_pipeline(build_tiny_model(tmp_path), 'cpu')
+    next(pipeline.trajectory_unet.parameters()).data.fill_(float('nan'))
+    height, width = pipeline.config.sample_size
+    image = np.zeros((1, height, width, 3), np.uint8)
+    labels = np.zeros((1, height, width), np.uint8)
+    labels[:, 4:12, 4:12] = 1
+    with pytest.raises(FloatingPointError, match='not finite'):
+        pipeline(image, labels, 'open')
+
+
+def test_a_folder_of_another_pipeline_is_named(tmp_path):
+    (tmp_path / 'model_index.json').write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(ModelError, match='expected a Mask2IVPipeline, got a StableDiffusionPipeline'):
+        load_pipeline(tmp_path, 'cpu')
+
+
+def test_an_unknown_device_is_named():
+    with pytest.raises(ValueError, match="device 'banana': expected 'auto', 'cpu'"):
+        load_pipeline('', 'banana')

@@ -32,7 +32,13 @@ def encode_images(vae, images: np.ndarray, device: torch.device) -> torch.Tensor
 
 
 def decode_latents(vae, latents: torch.Tensor) -> np.ndarray:
-    """Scaled latents (B, C, T, h, w) -> (B, T, H, W, 3) uint8 images, each frame on its own."""
+    """Scaled latents (B, C, T, h, w) -> (B, T, H, W, 3) uint8 images, each frame on its own.
+
+    Raises:
+        FloatingPointError: a latent is not finite, which would become an even grey.
+    """
+    if not torch.isfinite(latents).all():
+        raise FloatingPointError('the model gave numbers that are not finite: are its weights damaged?')
     batch, _, frames = latents.shape[:3]
     flat = latents.transpose(1, 2).flatten(0, 1).to(vae.dtype) / vae.config.scaling_factor
     images = tensor_to_images(vae.decode(flat).sample)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import torch
@@ -27,6 +29,8 @@ def load_pipeline(model: str | Path = '', device: str = 'auto') -> Mask2IVPipeli
     """
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if not re.fullmatch(r'cpu|cuda(:\d+)?', device):
+        raise ValueError(f"device {device!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
     if device.startswith('cuda') and not torch.cuda.is_available():
         raise ValueError(f'device {device!r}: this machine has no CUDA GPU that torch can use')
     try:
@@ -34,6 +38,9 @@ def load_pipeline(model: str | Path = '', device: str = 'auto') -> Mask2IVPipeli
         if not (path / 'model_index.json').is_file():
             # diffusers would look for a repository of that name
             raise FileNotFoundError(f'{path} has no model_index.json: not the folder of a diffusers pipeline')
+        kind = json.loads((path / 'model_index.json').read_text()).get('_class_name')
+        if kind != Mask2IVPipeline.__name__:
+            raise ValueError(f'{path}: expected a {Mask2IVPipeline.__name__}, got a {kind}')
         dtype = torch.bfloat16 if device.startswith('cuda') else torch.float32
         return Mask2IVPipeline.from_pretrained(unpack(path), torch_dtype=dtype, local_files_only=True).to(
             device

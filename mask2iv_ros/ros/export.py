@@ -25,14 +25,17 @@ def export_plans(plans: list[tuple[str, Plan, Observation]], root: Path, name: s
     Returns the dataset's folder and the new episodes' indices. Either all plans are written or none. Raises
     ExportError.
     """
+    path = root / name
     try:
-        path = resolve_dataset_dir(root, name)
-    except ValueError as error:
-        raise ExportError('INVALID_DATASET_NAME', str(error)) from error
-    clips = [_clip(*plan) for plan in plans]
-    try:
+        try:
+            path = resolve_dataset_dir(root, name)
+        except ValueError as error:
+            raise ExportError('INVALID_DATASET_NAME', str(error)) from error
+        clips = [_clip(*plan) for plan in plans]
         with LeRobotClipWriter(path) as writer:
             episodes = [writer.add(clip) for clip in clips]
+    except ExportError:
+        raise
     except IncompatibleDataset as error:
         raise ExportError('INCOMPATIBLE_DATASET', str(error)) from error
     except Exception as error:

@@ -86,6 +86,8 @@ def read_request(
     messages = _choose_messages(message, buffer, limits, now, source)
     image = messages['image']
     pixels = image.width * image.height
+    if not pixels:
+        raise InvalidRequest('SIZE_MISMATCH', f'image: {image.width} x {image.height} pixels, expected some')
     if pixels > limits.max_image_pixels:
         raise InvalidRequest(
             'IMAGE_TOO_LARGE',
@@ -150,6 +152,13 @@ def _choose_messages(
         for name in ('image', 'object_mask', 'actor_mask', 'goal_mask')
         if len(getattr(message, name).data)
     }
+    for name in ('image', 'object_mask', 'actor_mask', 'goal_mask'):
+        given = getattr(message, name)
+        if name not in own and (given.width or given.height or given.encoding):
+            raise InvalidRequest(
+                'SIZE_MISMATCH',
+                f'{name}: {given.width} x {given.height} pixels of encoding {given.encoding!r}, but no data',
+            )
     for name, code in (('image', 'NO_IMAGE'), ('object_mask', 'NO_OBJECT_MASK')):
         if name not in own and buffer.newest(name) is None:
             raise InvalidRequest(code, f'no {name} in the request and none received yet on {source(name)}')
@@ -163,10 +172,12 @@ def _choose_messages(
             chosen = {name: buffer.newest(name) for name in missing if name == 'object_mask'}
     else:
         oldest = now - round(limits.max_age * 1e9) if limits.max_age else 0
-        for names in ([*missing, 'depth'], missing):  # rather a slightly older set than one without its depth
-            chosen, spread = buffer.matching('image', names, oldest)
-            if spread <= limits.max_stamp_difference * 1e9:
-                break
+        tolerance = round(limits.max_stamp_difference * 1e9)
+        chosen, _ = buffer.matching('image', missing, tolerance, oldest)
+        with_depth, spread = buffer.matching('image', [*missing, 'depth'], tolerance, oldest)
+        older = chosen['image'].stamp - with_depth['image'].stamp
+        if spread <= tolerance and older <= tolerance:  # rather a little older than without its depth
+            chosen = with_depth
         reference = chosen['image'].stamp
         if reference < oldest:
             raise InvalidRequest(

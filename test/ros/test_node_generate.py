@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from action_msgs.msg import GoalStatus
 from action_msgs.srv import CancelGoal
+from builtin_interfaces.msg import Time
 from nav_msgs.msg import Path
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, Image
@@ -113,12 +114,27 @@ def test_an_empty_request_takes_the_newest_messages_and_depth_gives_a_path(clien
     assert first.pose.orientation.w == 1.0
 
 
-def test_a_complete_older_set_is_taken_before_a_newer_one_without_depth(client, camera, scene_messages):
+def stamped(messages: dict, stamp: Time) -> dict:
+    """Copies of messages with a stamp."""
+    messages = copy.deepcopy(messages)
+    for message in messages.values():
+        message.header.stamp = stamp
+    return messages
+
+
+@pytest.mark.parametrize(('later', 'poses'), [(0.05, FRAMES), (0.5, 0)], ids=['a little', 'much'])
+def test_an_older_set_is_taken_for_its_depth_only_if_it_is_little_older(
+    client, camera, scene_messages, later, poses
+):
     depth = write_image(np.full((HEIGHT, WIDTH), 0.8, np.float32), '32FC1')
     calibration = CameraInfo(width=WIDTH, height=HEIGHT, k=[100.0, 0, 39.5, 0, 100.0, 29.5, 0, 0, 1])
-    camera.publish(**copy.deepcopy(scene_messages), depth=depth, camera_info=calibration)
-    camera.publish(**scene_messages)  # its depth is still on the way
-    assert len(client.generate(task='push')[0].object_path.poses) == FRAMES
+    camera.publish()  # connects, which takes a while
+    first, second = camera.stamp(later), camera.stamp()
+    camera.publish(**stamped({**scene_messages, 'depth': depth, 'camera_info': calibration}, first))
+    camera.publish(**stamped(scene_messages, second))  # its depth is still on the way
+    (plan,) = client.generate(task='push')
+    assert plan.header.stamp == (first if poses else second)
+    assert len(plan.object_path.poses) == poses
 
 
 def test_nan_depth_leaves_out_the_path_only(client, camera, scene_messages):
