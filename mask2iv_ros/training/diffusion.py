@@ -179,7 +179,8 @@ class StageTrainer:
         def sample(step: int) -> None:
             pipe = self.pipeline(**config)
             pipe.set_progress_bar_config(disable=True)
-            picks = np.linspace(0, len(held_out) - 1, 6).astype(int)
+            # At random: tasks take turns in a data set, and even steps would meet one again and again.
+            picks = np.sort(np.random.default_rng(0).permutation(len(held_out))[:6])
             image, labels = held_out.frames[picks, 0], held_out.labels[picks]
             generator = torch.Generator().manual_seed(0)
             if self.options.stage == 'trajectory':
