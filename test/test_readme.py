@@ -1,5 +1,6 @@
 """The README keeps its word: its commands parse, its tables are those of the code, its pictures exist."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -69,3 +70,37 @@ def test_pictures_and_links_exist():
     assert links
     for link in links:
         assert (ROOT / link).exists(), link
+
+
+def table(header: str) -> dict[str, list[float]]:
+    """Rows of the README's table that begins with `header`: {first cell: the numbers of the others}."""
+    rows = README.split(f'| {header} |')[1].split('\n\n')[0].splitlines()[2:]
+    cells = ([cell.strip() for cell in row.strip('|').split('|')] for row in rows)
+    return {row[0]: [float(re.match(r'-?[\d.]+', cell)[0]) for cell in row[1:]] for row in cells}
+
+
+def test_quality_tables_are_those_of_the_result_file():
+    summary = json.loads((ROOT / 'benchmarks/results/simulated_quality.json').read_text())['summary']
+    means = {row: {name: value['mean'] for name, value in values.items()}
+             for row, values in summary['all clips'].items()}  # fmt: skip
+    rows = {
+        'static (first mask repeated)': 'static',
+        'text': 'text',
+        'goal': 'goal',
+        'text and goal': 'text+goal',
+    }
+    for told, (iou, robot, centroid) in table('stage 1: predicted masks').items():
+        measured = means[rows[told]]
+        assert iou == pytest.approx(measured['object_iou'], abs=0.0051)
+        assert robot == pytest.approx(measured['actor_iou'], abs=0.0051)
+        assert centroid == pytest.approx(measured['object_centroid_px'], abs=0.051)
+    rows = {
+        'first frame repeated': 'first frame repeated',
+        'from real masks': 'oracle masks',
+        'from predicted masks': 'text+goal masks',
+    }
+    for told, (psnr, moving, ssim) in table('stage 2: video').items():
+        measured = means[rows[told]]
+        assert psnr == pytest.approx(measured['psnr'], abs=0.051)
+        assert moving == pytest.approx(measured['psnr_moving_pixels'], abs=0.051)
+        assert ssim == pytest.approx(measured['ssim'], abs=0.0051)

@@ -6,6 +6,7 @@ import threading
 import time
 import traceback
 import uuid
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from weakref import WeakSet
@@ -65,6 +66,7 @@ class InteractionClient:
         self._action = ActionClient(self._node, GenerateAction, f'{node}/generate_interaction')
         self._accepting = None
         self._futures: WeakSet[Future] = WeakSet()
+        self._calls: deque[Callable[[], None]] = deque()
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
         self._thread = threading.Thread(target=self._spin, name='interaction_client', daemon=True)
@@ -151,8 +153,7 @@ class InteractionClient:
         feedback = on_feedback and (lambda message: on_feedback(message.feedback))
         self._require(self._action.wait_for_server)
         self._futures.add(plans)
-        # Not from here: rclpy 7 drops an answer that comes before another thread has finished sending.
-        self._executor.create_task(send)
+        self._in_thread(send)
         return plans
 
     def cancel(self):
@@ -165,7 +166,7 @@ class InteractionClient:
             if self._accepting is not None:
                 self._accepting.add_done_callback(lambda goal: goal.result().cancel_goal_async())
 
-        self._executor.create_task(send)  # behind the goal
+        self._in_thread(send)
 
     def export(
         self, plans: list[InteractionPlan] | None = None, dataset_name: str = '', timeout: float | None = None
@@ -198,6 +199,15 @@ class InteractionClient:
         """Wait for discovery: what is sent before it is lost without an error."""
         if not wait_for_server(DISCOVERY_TIMEOUT):
             raise TimeoutError(f'{self._name} is not there after {DISCOVERY_TIMEOUT} s; does the node run?')
+
+    def _in_thread(self, call: Callable[[], None]):
+        """Run `call` in the client's thread, after earlier ones.
+
+        rclpy 7 drops an answer to the action that comes while another thread is still sending, and runs the
+        newest task first.
+        """
+        self._calls.append(call)
+        self._executor.create_task(lambda: self._calls.popleft()())
 
     def _spin(self):
         while self._context.ok():

@@ -77,6 +77,22 @@ def test_an_answer_is_heard_that_comes_while_the_goal_is_still_being_sent(client
     assert plans[0].result()[0].task == 'push'
 
 
+def test_goals_are_sent_in_the_order_of_the_calls(client, server, peer):
+    seen = []
+
+    def execute(goal):
+        seen.append(goal.request.request.task)
+        return answer(goal)
+
+    server.execute = execute
+    busy = threading.Event()
+    client._executor.create_task(busy.wait, 5)  # the client's thread has no time for them yet
+    plans = [client.generate_async(task=str(i)) for i in range(3)]
+    busy.set()
+    peer.spin_until(lambda: all(future.done() for future in plans))
+    assert seen == ['0', '1', '2']
+
+
 def test_closing_ends_what_still_waits(server, peer):
     server.execute = answer
     with InteractionClient('/other') as client:
