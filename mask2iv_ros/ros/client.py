@@ -78,7 +78,7 @@ class InteractionClient:
     def __exit__(self, *_):
         self.close()
 
-    def wait_until_ready(self, timeout: float = 60.0):
+    def wait_until_ready(self, timeout: float = 300.0):
         """Return once the node is active. Raises TimeoutError with the state it is in."""
         end = time.monotonic() + timeout
         state = 'not there'
@@ -92,7 +92,9 @@ class InteractionClient:
                     return
                 state = current.label
             time.sleep(0.1)
-        raise TimeoutError(f'{self._name} is {state} after {timeout} s, expected active')
+        raise TimeoutError(
+            f'{self._name} is {state} after {timeout} s, expected active; its log says if it is loading'
+        )
 
     def generate(
         self, request: InteractionRequest | None = None, timeout: float | None = None, **fields

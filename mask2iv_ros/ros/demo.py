@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from mask2iv_ros.msg import InteractionPlan
 from mask2iv_ros.ros.client import InteractionClient
 from mask2iv_ros.ros.conversions import read_colour, read_labels
 from mask2iv_ros.ros.node_process import NodeProcess
+from mask2iv_ros.ros.transport import use_large_shared_memory
 
 
 def run_demo(out: Path, scene: str, seed: int, task: str) -> None:
@@ -37,6 +39,8 @@ def run_demo(out: Path, scene: str, seed: int, task: str) -> None:
     """
     if scene not in TASKS:
         raise ValueError(f'unknown scene {scene!r}; known: {", ".join(TASKS)}')
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')  # no false images for a real robot
+    use_large_shared_memory()
     task = task or TASKS[scene].text
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
@@ -49,7 +53,7 @@ def run_demo(out: Path, scene: str, seed: int, task: str) -> None:
             print(f'starting {module}, log in {log}')
             processes.append(stack.enter_context(NodeProcess(module, parameters, log)))
         client = stack.enter_context(InteractionClient('/mask2iv'))
-        wait(client.wait_until_ready, 120, processes)
+        wait(client.wait_until_ready, 900, processes)  # a node that has not ended is still loading
         print(f'asking for a plan: {task!r}')
         plan = request_plan(client, task, processes)
         report_plan(plan, out)

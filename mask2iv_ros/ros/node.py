@@ -54,12 +54,13 @@ from mask2iv_ros.ros.parameters import TABLE, declare_parameters, declare_reliab
 from mask2iv_ros.ros.perception_buffer import PerceptionBuffer
 from mask2iv_ros.ros.plan_player import PlanPlayer
 from mask2iv_ros.ros.requests import INPUTS, Limits, read_request
+from mask2iv_ros.ros.transport import use_large_shared_memory
 from mask2iv_ros.srv import ExportDemonstration
 from mask2iv_ros.srv import GenerateInteraction as GenerateService
 
 LOADING = 'loading the model'
 CHECK_PERIOD = 1.0  # seconds between two looks at the input topics, and between two diagnostics
-ARRIVAL_PATIENCE = 2.0  # seconds after activation in which a request waits for the first messages
+ARRIVAL_PATIENCE = 5.0  # seconds after activation in which a request waits for the first messages
 RESULT_TIMEOUT = 60  # seconds that the action server keeps a result; one can hold 20 MB a plan
 SHUTDOWN_PATIENCE = 4.0  # seconds for the last answers; ros2 launch escalates after 5
 
@@ -542,6 +543,8 @@ def main(args: list[str] | None = None) -> int:
     # Torch's threads spin while they wait for each other, and on a busy machine stall: beside two other
     # processes on two cores a request took up to ten times as long. Passive waiting costs nothing measurable.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # read when torch is imported
+    os.environ.setdefault('HF_HUB_OFFLINE', '1')  # LeRobot would ask the Hub about a damaged dataset
+    use_large_shared_memory()
     # rclpy's own handlers would invalidate the context before the node can say goodbye.
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     stop = threading.Event()

@@ -17,6 +17,7 @@ from mask2iv_ros.data.metaworld import FIRST_SEED, RETRY_STRIDE, TASKS, record_c
 from mask2iv_ros.labels import ACTOR, OBJECT
 from mask2iv_ros.ros.conversions import write_image
 from mask2iv_ros.ros.parameters import Row, declare_parameters
+from mask2iv_ros.ros.transport import use_large_shared_memory
 
 TABLE = (
     Row('scene', 'drawer-open', 'Meta-World task that is set up.', pattern='|'.join(TASKS), read_only=True),
@@ -83,6 +84,7 @@ class SimCamera(Node):
 
 def main(args: list[str] | None = None) -> int:
     """Run the camera until SIGINT or SIGTERM. Returns the exit status."""
+    use_large_shared_memory()
     rclpy.init(args=args)
     try:
         rclpy.spin(SimCamera())
