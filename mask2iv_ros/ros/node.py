@@ -27,6 +27,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from lifecycle_msgs.msg import Transition
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -127,8 +128,10 @@ class Mask2IVNode(LifecycleNode):
         for name in INPUTS:
             declare_reliability(self, self._reliability_parameter(name))
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
-        self.create_timer(CHECK_PERIOD, self._publish_diagnostics)
-        self.create_timer(CHECK_PERIOD, self._adapt_inputs)
+        # Not the node's clock: under `use_sim_time` it stands still while a recording is paused.
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(CHECK_PERIOD, self._publish_diagnostics, clock=self._steady)
+        self.create_timer(CHECK_PERIOD, self._adapt_inputs, clock=self._steady)
         self._guard_change_state(waiting)
 
     # Lifecycle
@@ -331,7 +334,7 @@ class Mask2IVNode(LifecycleNode):
             is_waiting(name, subscription) for name, subscription in self._inputs.items()
         ):
             soon = rclpy.task.Future()
-            timer = self.create_timer(0.05, partial(soon.set_result, None))
+            timer = self.create_timer(0.05, partial(soon.set_result, None), clock=self._steady)
             await soon
             self.destroy_timer(timer)
 
@@ -461,7 +464,7 @@ class Mask2IVNode(LifecycleNode):
         self._open_requests += 1
         try:
             plans = self._plans.find([bytes(plan_id.uuid) for plan_id in request.plan_ids])
-            root = Path(self._value('dataset_root')).expanduser()
+            root = self._dataset_root()
             name = request.dataset_name or 'plans'
             work = self._exports.submit(export_plans, plans, root, name)
             await self._until_done(work)
@@ -475,6 +478,13 @@ class Mask2IVNode(LifecycleNode):
         finally:
             self._open_requests -= 1
         return response
+
+    def _dataset_root(self) -> Path:
+        value = self._value('dataset_root')
+        try:
+            return Path(value).expanduser()
+        except RuntimeError as error:
+            raise ExportError('WRITE_FAILED', f'dataset_root {value!r}: {error}') from error
 
     # Diagnostics
 

@@ -13,7 +13,7 @@ def test_a_process_that_dies_at_start_ends_the_demo_with_a_reason(tmp_path, monk
     start = time.monotonic()
     with pytest.raises(RuntimeError, match=rf'sim_camera ended with status 1; its log is {tmp_path}'):
         run_demo(tmp_path, 'drawer-open', 0, '')
-    assert time.monotonic() - start < 100  # it would wait 120 s for the node alone
+    assert time.monotonic() - start < 300  # it would wait 900 s for the node alone
     assert 'MUJOCO_GL' in (tmp_path / 'sim_camera.log').read_text()
 
 

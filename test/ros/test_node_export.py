@@ -115,6 +115,15 @@ def test_a_trajectory_is_no_episode(client):
     refused(client, 'NO_VIDEO', 'trajectory_only', plans=[plan])
 
 
+def test_a_dataset_root_that_cannot_be_is_named(client, peer, root):
+    client.generate(**big_scene(), task='push')
+    set_parameter(peer, 'dataset_root', string='~nosuchuser/x')
+    try:
+        refused(client, 'WRITE_FAILED', dataset_name='x')
+    finally:
+        set_parameter(peer, 'dataset_root', string=str(root))
+
+
 @pytest.mark.parametrize('name', ['../../x', '/tmp/x', 'a/b', '..', '.hidden', 'a\\b', 'x' * 300, 'a b'])
 def test_a_dataset_name_never_leaves_the_root(client, root, name):
     client.generate(**big_scene(), task='push')
