@@ -1,6 +1,7 @@
 """Training: losses look where they should, runs resume exactly, and what comes out is a working model."""
 
 import contextlib
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -203,6 +204,27 @@ def test_arrays_follow_the_dataset(run, tmp_path):
     with LeRobotClipWriter(tmp_path / 'data' / 'test') as writer:
         writer.add(moving_clip(8))
     assert len(recipe.arrays('test')) == 3
+
+
+def test_a_dataset_without_splits_lends_every_tenth_episode_to_the_test(run, tmp_path):
+    with LeRobotClipWriter(tmp_path / 'data') as writer:
+        for i in range(12):
+            writer.add({'front': moving_clip(i), 'side': moving_clip(100 + i)})
+    recipe = Recipe(run / 'config.yaml', tmp_path / 'data', tmp_path / 'out')
+    train, test = recipe.arrays('train'), recipe.arrays('test')
+    assert (len(train), len(test)) == (20, 4)  # two cameras each
+    views = {hashlib.sha256(frames).digest() for frames in (*train.frames, *test.frames)}
+    assert len(views) == 24
+
+
+def test_data_without_masks_is_refused(run, tmp_path):
+    clip = moving_clip(0)
+    clip.labels = None
+    with LeRobotClipWriter(tmp_path / 'data' / 'train') as writer:
+        writer.add(clip)
+    recipe = Recipe(run / 'config.yaml', tmp_path / 'data', tmp_path / 'out')
+    with pytest.raises(ValueError, match='train has no masks to train on; `mask2iv segment`'):
+        recipe.arrays('train')
 
 
 def test_a_time_budget_ends_the_command_and_the_same_command_continues(run, tmp_path, capsys):
