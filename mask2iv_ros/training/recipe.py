@@ -45,6 +45,7 @@ class Recipe:
         """Clips of a split at the model's resolution, decoded on first use and when the dataset changed."""
         folder = self.folder / 'arrays' / split
         reader, episodes = self._episodes(split)
+        reader.with_depth = False
         views = [(episode, camera) for episode in episodes for camera in reader.episode(episode).masked]
         if not views:
             raise ValueError(f'{reader.path}: {split} has no masks to train on; `mask2iv segment` makes some')
