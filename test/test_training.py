@@ -274,7 +274,14 @@ class TestBrokenModels:
         model = tmp_path / 'model'
         shutil.copytree(run / 'out' / 'model', model)
         next((model / 'vae').glob('*.safetensors')).unlink()
-        with pytest.raises(ModelError, match='cannot load the model'):
+        with pytest.raises(ModelError, match=r'diffusion_pytorch_model.safetensors .*/vae'):
+            load_pipeline(model, 'cpu')
+
+    def test_a_missing_component_is_named(self, run, tmp_path):
+        model = tmp_path / 'model'
+        shutil.copytree(run / 'out' / 'model', model)
+        shutil.rmtree(model / 'video_unet')
+        with pytest.raises(ModelError, match='has no folder video_unet'):
             load_pipeline(model, 'cpu')
 
     def test_model_index_of_another_pipeline_is_refused(self, run, tmp_path):
