@@ -79,17 +79,23 @@ def simulate(args: argparse.Namespace) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    from mask2iv_ros.training.recipe import PARTS, Recipe
+    from mask2iv_ros.training.recipe import Recipe
 
-    recipe = Recipe(args.config or config_path('train/mask2iv-sim.yaml'), args.data, args.out)
-    parts = PARTS if args.part == 'all' else [args.part]
+    config = Path(args.config)
+    if not config.is_file() and config.name == args.config:  # one of the package's
+        config = config_path(f'train/{args.config}.yaml')
+    recipe = Recipe(config, args.data, args.out, args.init)
+    parts = recipe.parts if args.part == 'all' else [args.part]
+    if missing := set(parts) - set(recipe.parts):
+        raise ValueError(f'{config} says nothing of {missing.pop()}; it trains {", ".join(recipe.parts)}')
     end = None if args.max_minutes is None else time.monotonic() + args.max_minutes * 60
     for part in parts:
         if not recipe.train(part, None if end is None else (end - time.monotonic()) / 60):
-            print(f'{part}: stopped before its schedule ended; the same command continues it')
+            recipe.state.print(f'{part}: stopped before its schedule ended; the same command continues it')
             return
     if args.part == 'all':
-        print(f'model: {recipe.assemble()}')
+        model = recipe.assemble()
+        recipe.state.print(f'model: {model}')
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -277,13 +283,19 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument('--height', type=int, default=240, help='pixels')
     sub.add_argument('--width', type=int, default=320, help='pixels')
 
-    sub = command(train, 'train the VAE and both stages, or continue training')
-    sub.add_argument('data', type=Path, help='folder that `mask2iv simulate` wrote')
+    sub = command(train, 'train a model or a stage of one, or continue training')
+    sub.add_argument('data', type=Path, help='dataset with masks, or folder with datasets train, val, test')
     sub.add_argument('out', type=Path, help='folder of the run; a stopped run is continued')
     sub.add_argument(
         '--part', choices=['all', 'autoencoder', 'trajectory', 'video'], default='all', help='what'
     )
-    sub.add_argument('--config', type=Path, help='configuration; the default trains mask2iv-sim')
+    sub.add_argument(
+        '--config',
+        default='mask2iv-sim',
+        help='YAML file, or one of the package: mask2iv-sim (a whole small model), {hoi4d,bridge,metaworld}_'
+        '{trajectory,video} (a stage, as in the paper), lora_{trajectory,video} (a stage, on few clips)',
+    )
+    sub.add_argument('--init', help="model folder to start from, in place of the configuration's")
     sub.add_argument(
         '--max-minutes', type=float, help='stop after the step in which it ends; the same command continues'
     )

@@ -17,8 +17,7 @@ from mask2iv_ros.clip import InteractionClip
 from mask2iv_ros.data.lerobot import LeRobotClipWriter
 from mask2iv_ros.models.autoencoder import PatchAutoencoderKL
 from mask2iv_ros.pipelines.loading import ModelError, load_pipeline
-from mask2iv_ros.training.arrays import build_arrays, damage_labels, goal_labels
-from mask2iv_ros.training.losses import contact_weight, foreground_weight
+from mask2iv_ros.training.arrays import build_arrays
 from mask2iv_ros.training.recipe import Recipe
 from mask2iv_ros.training.trainer import Schedule, Trainer
 
@@ -33,43 +32,6 @@ def moving_clip(seed: int) -> InteractionClip:
         labels[t, 2:11, 2 + 2 * t : 6 + 2 * t] = lb.ACTOR
     frames = lb.labels_to_rgb(labels) // 2 + rng.integers(0, 60, (8, 32, 32, 3), dtype=np.uint8)
     return InteractionClip(frames, labels, task=('push it', 'pull it')[seed % 2], source={'seed': seed})
-
-
-class TestLossWeights:
-    def test_foreground_is_where_a_mask_is_or_was(self):
-        labels = np.zeros((2, 16, 16), np.uint8)
-        labels[0, 0:4, 0:4] = lb.OBJECT
-        labels[1, 12, 12] = lb.ACTOR
-        weights = foreground_weight(labels, 4, 5.0)
-        assert weights.shape == (2, 4, 4)
-        assert weights[0].tolist() == [[5, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
-        assert weights[1, 0, 0] == 5
-        assert weights[1, 3, 3] == 5
-        assert weights[1].sum() == 16 + 8
-
-    def test_contact_band_has_the_papers_weight_and_nothing_else(self):
-        labels = np.zeros((1, 16, 16), np.uint8)
-        labels[0, 4:12, 0:8] = lb.OBJECT
-        labels[0, 4:12, 8:16] = lb.ACTOR
-        weights = contact_weight(labels, 4, 5.0, size=3)
-        assert (weights[0, 1:3, 1:3] == 5).all()
-        assert (weights[0][:, [0, 3]] == 1).all()
-
-
-def test_damage_keeps_labels_and_changes_outlines():
-    labels = moving_clip(0).labels
-    for seed in range(6):
-        damaged = damage_labels(labels, np.random.default_rng(seed))
-        assert damaged.shape == labels.shape
-        assert set(np.unique(damaged)) <= {0, 1, 2}
-        assert (damaged != labels).any()
-
-
-def test_goal_is_the_last_object_without_the_actor():
-    labels = moving_clip(0).labels
-    goal = goal_labels(labels)
-    assert set(np.unique(goal)) == {lb.BACKGROUND, lb.OBJECT}
-    np.testing.assert_array_equal(goal == lb.OBJECT, labels[-1] == lb.OBJECT)
 
 
 def test_arrays_refuse_clips_of_another_length(tmp_path):
@@ -101,7 +63,7 @@ class TestTrainer:
                 trainer.run(loss_until)
             except InterruptedError:
                 trainer.save()
-        return torch.cat([p.detach().flatten() for p in trainer.averaged_model().parameters()])
+        return torch.cat([weights.flatten() for weights in trainer.final_state().values()])
 
     def test_a_stopped_run_continues_exactly(self, tmp_path):
         whole = self.train(tmp_path / 'whole', [12])
@@ -156,7 +118,7 @@ def run(tmp_path_factory) -> Path:
             for seed in seeds:
                 writer.add(moving_clip(seed))
     config = yaml.safe_load(CONFIG.read_text())
-    config.update(sample_size=[32, 48], num_frames=8, name='test-model')
+    config.update(sample_size=[32, 48], num_frames=8, name='test-model', validation={'clips': 2})
     config['sampling']['num_inference_steps'] = 2
     config['autoencoder']['model'] = {
         'patch_size': 4,
@@ -182,9 +144,10 @@ def test_training_logs_losses_and_draws_samples(run):
     for part in ('autoencoder', 'trajectory', 'video'):
         assert list((run / 'out' / part).glob('sample_*.png'))
         assert (run / 'out' / part / 'checkpoint' / 'step.json').is_file()
-        (last,) = map(json.loads, (run / 'out' / part / 'losses.jsonl').read_text().splitlines())
-        assert last['step'] == 3
-        assert 0 < last['loss'] < 100
+        lines = [json.loads(line) for line in (run / 'out' / part / 'losses.jsonl').read_text().splitlines()]
+        assert {line['step'] for line in lines} == {3}
+        assert 0 < lines[0]['loss'] < 100
+        assert list((run / 'out' / part / 'tensorboard').iterdir())
 
 
 def test_a_stage_does_not_continue_on_another_autoencoders_latents(run, tmp_path):
@@ -211,9 +174,9 @@ def test_a_dataset_without_splits_lends_every_tenth_episode_to_the_test(run, tmp
         for i in range(12):
             writer.add({'front': moving_clip(i), 'side': moving_clip(100 + i)})
     recipe = Recipe(run / 'config.yaml', tmp_path / 'data', tmp_path / 'out')
-    train, test = recipe.arrays('train'), recipe.arrays('test')
-    assert (len(train), len(test)) == (20, 4)  # two cameras each
-    views = {hashlib.sha256(frames).digest() for frames in (*train.frames, *test.frames)}
+    splits = [recipe.arrays(split) for split in ('train', 'val', 'test')]
+    assert [len(arrays) for arrays in splits] == [18, 2, 4]  # two cameras each
+    views = {hashlib.sha256(frames).digest() for arrays in splits for frames in arrays.frames}
     assert len(views) == 24
 
 

@@ -81,17 +81,24 @@ def encode_text(pipeline, texts: list[str]) -> torch.Tensor:
 def encode_first_frame(pipeline, images: np.ndarray, latents: torch.Tensor) -> torch.Tensor | None:
     """Image tokens (B, T * N, D) of (B, H, W, 3) uint8 first frames; None without an `image_projector`.
 
-    Without an `image_encoder` the frames' scaled latents (B, C, h, w) are the features.
+    `latents` (B, C, h, w) are the frames' scaled latents.
     """
-    projector, encoder = pipeline.image_projector, pipeline.image_encoder
+    projector = pipeline.image_projector
     if projector is None:
         return None
+    return projector(image_features(pipeline, images, latents).to(projector.dtype))
+
+
+def image_features(pipeline, images: np.ndarray, latents: torch.Tensor | None) -> torch.Tensor:
+    """What the `image_projector` sees of (B, H, W, 3) uint8 images: (B, L, D) tokens of the `image_encoder`.
+
+    Without one it is the positions of the images' scaled latents (B, C, h, w).
+    """
+    encoder = pipeline.image_encoder
     if encoder is None:
-        features = latents.flatten(2).transpose(1, 2)
-    else:
-        pixels = pipeline.feature_extractor(images=list(images), return_tensors='pt').pixel_values
-        features = encoder(pixels.to(encoder.device, encoder.dtype)).last_hidden_state
-    return projector(features.to(projector.dtype))
+        return latents.flatten(2).transpose(1, 2)
+    pixels = pipeline.feature_extractor(images=list(images), return_tensors='pt').pixel_values
+    return encoder(pixels.to(encoder.device, encoder.dtype)).last_hidden_state
 
 
 def check_call(

@@ -1,7 +1,7 @@
 """Training arrays: a dataset decoded once to the model's resolution, on disk, memory mapped.
 
-Decoding video and running the frozen VAE in every training step would cost more than the step itself. So
-frames and labels are fitted to the model's frame once, and `encode_latents` runs the VAE over them once.
+Decoding video in every training step would cost more than the step itself. So frames and labels are fitted to
+the model's frame once; `latents.py` runs the frozen networks over them once.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.clip import InteractionClip
 from mask2iv_ros.framing import Framing
-from mask2iv_ros.pipelines.components import images_to_tensor
 
 
 @dataclass
@@ -96,62 +94,7 @@ def build_arrays(
     return ClipArrays.load(folder)
 
 
-def damage_labels(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Dilate or erode every mask of a (T, h, w) clip by one kernel of 3, 5 or 7 pixels (Mask2IV)."""
-    size = int(rng.choice((3, 5, 7)))
-    operation = lb.dilate if rng.random() < 0.5 else lb.erode
-    return lb.combine_masks(
-        operation(labels == lb.OBJECT, size),
-        operation(labels == lb.ACTOR, size),
-        operation(labels == lb.PART, size),
-    )
-
-
 def goal_labels(labels: np.ndarray) -> np.ndarray:
     """The goal of a (..., T, h, w) clip: its last label image without the actor."""
     last = labels[..., -1, :, :]
     return np.where(last == lb.ACTOR, lb.BACKGROUND, last).astype(np.uint8)
-
-
-@torch.no_grad()
-def encode_latents(
-    arrays: ClipArrays, vae, folder: Path, device: torch.device, seed: int = 0
-) -> dict[str, np.ndarray]:
-    """Encode all clips with a frozen VAE; returns float16 arrays and keeps them in `folder`.
-
-    Keys: `video`, `masks`, `damaged_masks` (N, T, C, h, w), the last with one dilation or erosion a clip;
-    `goal` (N, C, h, w). Latents are scaled by the VAE's `scaling_factor`.
-    """
-    stamp = latents_id(arrays, vae, seed)
-    keys = ('video', 'masks', 'damaged_masks', 'goal')
-    if (folder / 'latents.json').is_file() and (folder / 'latents.json').read_text() == stamp:
-        return {key: np.load(folder / f'{key}.npy') for key in keys}
-
-    def encode(images: np.ndarray) -> np.ndarray:
-        with torch.autocast(device.type, torch.bfloat16):
-            latents = vae.encode(images_to_tensor(images).to(device)).latent_dist.mode()
-        return (latents * vae.config.scaling_factor).to('cpu', torch.float16).numpy()
-
-    rng = np.random.default_rng(seed)
-    latents: dict[str, list] = {key: [] for key in keys}
-    for frames, labels in tqdm(
-        zip(arrays.frames, arrays.labels, strict=True), total=len(arrays), desc='encode', unit='clip'
-    ):
-        latents['video'].append(encode(frames))
-        latents['masks'].append(encode(lb.labels_to_rgb(labels)))
-        latents['damaged_masks'].append(encode(lb.labels_to_rgb(damage_labels(labels, rng))))
-        latents['goal'].append(encode(lb.labels_to_rgb(goal_labels(labels))[None])[0])
-    folder.mkdir(parents=True, exist_ok=True)
-    stacked = {key: np.stack(values) for key, values in latents.items()}
-    for key, values in stacked.items():
-        np.save(folder / f'{key}.npy', values)
-    (folder / 'latents.json').write_text(stamp)
-    return stacked
-
-
-def latents_id(arrays: ClipArrays, vae, seed: int) -> str:
-    """sha256, hex, of what the latents of `encode_latents` depend on: clips, VAE weights and seed."""
-    digest = hashlib.sha256(f'{arrays.digest} {seed}'.encode())
-    for name, tensor in sorted(vae.state_dict().items()):
-        digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
-    return digest.hexdigest()

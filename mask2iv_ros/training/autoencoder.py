@@ -33,7 +33,7 @@ def train_autoencoder(
 
     The loss is absolute plus squared error of pixels, weighted by `LABEL_WEIGHTS` because an object of some
     pixels is otherwise cheapest left out, plus L1 on pixel differences (edges), plus a light KL term. The
-    exported VAE's `scaling_factor` makes its latents unit variance. Returns True when the schedule is done.
+    exported VAE's `scaling_factor` makes its latents unit variance. True, and exported, when it is complete.
     """
     torch.manual_seed(seed)
     trainer = Trainer(PatchAutoencoderKL(**model_config), folder, schedule, seed, f'clips {arrays.digest}')
@@ -60,21 +60,27 @@ def train_autoencoder(
         kl = posterior.kl().float().mean() / posterior.mean[0].numel()
         return {'loss': pixels + edges + kl_weight * kl, 'pixels': pixels, 'kl': kl}
 
-    def sample(step: int) -> None:
+    def evaluate(step: int) -> dict[str, float]:
         images, _ = batch(trainer.generator(10**9))
-        with trainer.accelerator.autocast():
-            vae = trainer.accelerator.unwrap_model(trainer.model)
-            decoded = vae.decode(vae.encode(images).latent_dist.mode()).sample.float()
+        vae = trainer.accelerator.unwrap_model(trainer.model)
+        decoded = vae.decode(vae.encode(images).latent_dist.mode()).sample.float()
         rows = [torch.cat(list(row[4:12]), dim=-1) for row in (images, decoded)]
         sheet = tensor_to_images(torch.cat(rows, dim=-2))
         Image.fromarray(sheet).save(folder / f'sample_{step:06d}.png')
+        return {}
 
-    done = trainer.run(loss_at, max_minutes, sample)
-    vae = trainer.averaged_model().eval()
-    with torch.no_grad():
-        latents = torch.cat(
-            [vae.encode(batch(trainer.generator(10**9 + i))[0]).latent_dist.mode() for i in range(8)]
-        )
-    vae.register_to_config(scaling_factor=1 / latents.std().item())
-    vae.save_pretrained(folder / 'vae')
+    done = trainer.run(loss_at, max_minutes, evaluate)
+    state = trainer.final_state()
+    if done and trainer.accelerator.is_main_process:
+        vae = PatchAutoencoderKL(**model_config).eval().to(trainer.device)
+        vae.load_state_dict(state)
+        _export(vae, [batch(trainer.generator(10**9 + i))[0] for i in range(8)], folder / 'vae')
+    trainer.accelerator.wait_for_everyone()
     return done
+
+
+@torch.no_grad()
+def _export(vae: PatchAutoencoderKL, batches: list[torch.Tensor], folder: Path) -> None:
+    latents = torch.cat([vae.encode(images).latent_dist.mode() for images in batches])
+    vae.register_to_config(scaling_factor=1 / latents.std().item())
+    vae.save_pretrained(folder)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,190 +15,501 @@ import torch
 from PIL import Image
 
 from mask2iv_ros import labels as lb
+from mask2iv_ros.evaluation import metrics
 from mask2iv_ros.evaluation.pictures import clip_strip
 from mask2iv_ros.models.resampler import Resampler
-from mask2iv_ros.models.scheduling_ddim import RescaledDDIMScheduler
-from mask2iv_ros.models.text_encoder import PackagedTextEncoder
 from mask2iv_ros.models.unet import DynamiCrafterUNet
+from mask2iv_ros.pipelines.components import encode_text, image_features
 from mask2iv_ros.pipelines.interaction_video import InteractionVideoPipeline
 from mask2iv_ros.pipelines.mask_trajectory import MaskTrajectoryPipeline, trajectory_condition
-from mask2iv_ros.training.arrays import ClipArrays, goal_labels, latents_id
-from mask2iv_ros.training.losses import contact_weight, foreground_weight
+from mask2iv_ros.training.arrays import ClipArrays, goal_labels
+from mask2iv_ros.training.conditions import (
+    ConditionShares,
+    draw_conditions,
+    goal_variants,
+    without_actor,
+)
+from mask2iv_ros.training.damage import DamageShares, damage_labels
+from mask2iv_ros.training.latents import LatentCache, weights_id
+from mask2iv_ros.training.losses import contact_cells, foreground_cells, loss_weights
+from mask2iv_ros.training.trained_parts import StageModel, count_trained, merge_adapter, select_trained
 from mask2iv_ros.training.trainer import Schedule, Trainer
 
-
-class StageModel(torch.nn.Module):
-    """What one stage trains: its UNet and its image projector, called together."""
-
-    def __init__(self, unet: DynamiCrafterUNet, image_projector: Resampler):
-        super().__init__()
-        self.unet, self.image_projector = unet, image_projector
-
-    def forward(self, sample, timesteps, text_tokens, first_latents, fps) -> torch.Tensor:
-        image_tokens = self.image_projector(first_latents.flatten(2).transpose(1, 2))
-        return self.unet(sample, timesteps, text_tokens, image_tokens, fps).sample
+#: Clips whose residuals give the scale of a residual target.
+SCALE_CLIPS = 512
+#: Texts, or clips, that a frozen network sees at once.
+FROZEN_BATCH = 8
+#: Held-out clips in a sample picture.
+SAMPLE_CLIPS = 6
 
 
 @dataclass
 class StageOptions:
-    """What the loss of a stage looks at.
+    """What both stages can be told.
 
     Attributes:
-        stage: 'trajectory' or 'video'.
-        batch_size: clips a step.
-        residual: the UNet predicts the difference to the first frame's latent instead of the latent.
-        foreground_weight: loss weight on masks; the paper has 5 in stage 1 and none (1) in stage 2.
-        contact_weight: stage 2: loss weight on the contact band; the paper has 5.
-        contact_size: kernel in pixels of the contact band; the paper has 7 at 320 x 512.
-        text_only, goal_only: stage 1: share of samples that see one condition; the others see both.
-        damage: stage 2: share of clips whose masks are dilated or eroded; the paper has 0.2.
+        batch_size: clips a batch, on each process.
+        trained: 'all', 'spatial' (the paper) or 'lora', see `select_trained`.
+        lora_rank: rank of the adapters.
+        residual: the UNet predicts the difference to the first frame's latent instead of the latent (the
+            paper). For new networks only; those of an existing model go on as they are.
+        foreground_weight: loss weight of masks.
+        weigh_vacated: see `loss_weights`; the paper has False.
+        gradient_checkpointing: compute activations twice instead of keeping them.
     """
 
-    stage: str
     batch_size: int = 4
-    residual: bool = True
+    trained: str = 'all'
+    lora_rank: int = 16
+    residual: bool | None = None
     foreground_weight: float = 5.0
+    weigh_vacated: bool = True
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class TrajectoryOptions(StageOptions):
+    """Options of stage 1. `conditions`: what samples are told; the fields of `ConditionShares`."""
+
+    conditions: ConditionShares = field(default_factory=ConditionShares)
+
+    def __post_init__(self):
+        if isinstance(self.conditions, dict):
+            self.conditions = ConditionShares(**self.conditions)
+
+
+@dataclass
+class VideoOptions(StageOptions):
+    """Options of stage 2.
+
+    Attributes:
+        contact_weight: loss weight of the contact band; the paper has 5, and a `foreground_weight` of 1.
+        contact_size: kernel in pixels of the contact band; the paper has 7 at 320 x 512.
+        damage: what is done to the masks; the fields of `DamageShares`.
+        damage_variants: damaged versions of each clip that samples are drawn from.
+    """
+
+    foreground_weight: float = 1.0
     contact_weight: float = 5.0
-    contact_size: int = 3
-    text_only: float = 0.4
-    goal_only: float = 0.25
-    damage: float = 0.2
+    contact_size: int = 7
+    damage: DamageShares = field(default_factory=DamageShares)
+    damage_variants: int = 4
+
+    def __post_init__(self):
+        if isinstance(self.damage, dict):
+            self.damage = DamageShares(**self.damage)
 
 
-class StageTrainer:
-    """Trains one stage of `mask2iv-sim` and exports it as a diffusers pipeline."""
+@dataclass
+class Validation:
+    """How held-out clips choose the weights to export.
+
+    Attributes:
+        every_steps: steps between two looks at them.
+        clips: how many.
+        num_inference_steps: denoising steps for them; None for the model's.
+        export: 'best' weights by score (stage 1: mean IoU of object and actor; stage 2: PSNR of moving pixels
+            with true masks), or the 'last'.
+    """
+
+    every_steps: int = 500
+    clips: int = 16
+    num_inference_steps: int | None = None
+    export: str = 'best'
+
+    def __post_init__(self):
+        if self.export not in ('best', 'last'):
+            raise ValueError(f"export: expected 'best' or 'last', got {self.export!r}")
+
+
+class StageTrainer(ABC):
+    """Trains UNet and image projector of a stage's pipeline, in place, on what the frozen networks made.
+
+    Args:
+        pipeline: the stage, float32 on the CPU.
+        arrays: clips to train on.
+        cache: of those clips and the pipeline's VAE.
+        folder: of the run; `export` writes `unet/`, `image_projector/`, `stage.json` and a LoRA's `adapter/`.
+        is_new: the networks have random weights, so that `options.residual` is free.
+
+    Raises:
+        ValueError: options that do not fit each other or the networks.
+    """
 
     def __init__(
         self,
+        pipeline: MaskTrajectoryPipeline | InteractionVideoPipeline,
         arrays: ClipArrays,
-        latents: dict[str, np.ndarray],
-        vae,
+        cache: LatentCache,
         folder: Path,
-        unet_config: dict,
-        projector_config: dict,
-        scheduler_config: dict,
         schedule: Schedule,
-        options: StageOptions,
+        options: TrajectoryOptions | VideoOptions,
         seed: int = 0,
+        is_new: bool = True,
     ):
-        if options.stage not in ('trajectory', 'video'):
-            raise ValueError(f"stage: expected 'trajectory' or 'video', got {options.stage!r}")
-        torch.manual_seed(seed)
-        self.arrays, self.latents, self.vae, self.options, self.folder = arrays, latents, vae, options, folder
-        self.scheduler = RescaledDDIMScheduler(**scheduler_config)
-        self.text_encoder = PackagedTextEncoder()
-        texts = sorted({'', *arrays.tasks})
-        self.text_tokens = self.text_encoder(texts)
-        self.text_index = np.array([texts.index(task) for task in arrays.tasks])
-        self.no_text = texts.index('')
-        self.target = latents['masks' if options.stage == 'trajectory' else 'video']
-        self.residual_scale = self._residual_scale() if options.residual else None
-        self.weights = self._weights()
-        model = StageModel(DynamiCrafterUNet(**unet_config), Resampler(**projector_config))
-        self.trainer = Trainer(model, folder, schedule, seed, f'latents {latents_id(arrays, vae, seed)}')
-        self.device = self.trainer.device
+        self.pipeline, self.arrays, self.cache = pipeline, arrays, cache
+        self.folder, self.options, self.seed = folder, options, seed
+        self.scheduler = pipeline.scheduler
+        self.device = cache.vae.device
+        self.dtype = torch.bfloat16 if self.device.type == 'cuda' else torch.float32
+        for network in (pipeline.text_encoder, pipeline.image_encoder):
+            if network is not None:
+                network.to(self.device, self.dtype).requires_grad_(False)
+        self.latents = self._encode()
+        self.texts, self.text_index = self._encode_texts()
+        self.features = self._encode_features()
+        self.target_name = 'masks' if pipeline.stage == 'trajectory' else 'video'
+        self._set_residual_scale(is_new)
+        self.maps = self._encode_maps()
+        self.trainer = self._prepare(schedule)
 
-    def _residual_scale(self) -> float:
-        residual = self.target[:, 1:].astype(np.float32) - self.target[:, :1]
-        return float(1 / residual.std())
+    @abstractmethod
+    def _encode(self) -> dict[str, np.ndarray]:
+        """Latents (N, ...) by name."""
 
-    def _weights(self) -> np.ndarray:
-        cell = self.arrays.labels.shape[-1] // self.target.shape[-1]
-        options = self.options
-        if options.stage == 'trajectory':
-            maps = [foreground_weight(clip, cell, options.foreground_weight) for clip in self.arrays.labels]
-        else:
-            maps = [
-                contact_weight(
-                    clip, cell, options.contact_weight, options.foreground_weight, options.contact_size
+    @abstractmethod
+    def _inputs(self, clips: np.ndarray, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """Of a batch: target latents, those of frame 0 as it is conditioned on, condition, text index."""
+
+    @abstractmethod
+    def predict(self, clips: ClipArrays, picks: np.ndarray, steps: int | None) -> Iterator[np.ndarray]:
+        """What the pipeline makes of the picked clips, one after the other."""
+
+    @abstractmethod
+    def score(self, clips: ClipArrays, picks: np.ndarray, predicted: list[np.ndarray]) -> dict[str, float]:
+        """Scores of predictions; the higher 'score', the better."""
+
+    @abstractmethod
+    def _as_pictures(self, clips: ClipArrays, pick: int, predicted: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Truth and prediction as (T, h, w, 3)."""
+
+    def _has_text(self) -> bool:
+        return False
+
+    def _encode_texts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Text tokens (U, L, D) of the U different texts, the first of which is '', and each clip's index."""
+        texts = sorted({'', *(self.arrays.tasks if self._has_text() else ())})
+
+        def tokens(start: int) -> Iterator[np.ndarray]:
+            for first in range(start, len(texts), FROZEN_BATCH):
+                yield from (
+                    encode_text(self.pipeline, texts[first : first + FROZEN_BATCH]).float().cpu().numpy()
                 )
-                for clip in self.arrays.labels
-            ]
-        return np.stack(maps)
 
-    def _batch(self, clips: np.ndarray, key: str) -> torch.Tensor:
-        """(B, C, T, h, w) or (B, C, h, w) float32 latents of the clips on the device."""
-        latents = torch.from_numpy(self.latents[key][clips].astype(np.float32)).to(self.device)
+        listed = hashlib.sha256('\n'.join(texts).encode()).hexdigest()
+        made_of = f'{listed} {weights_id(self.pipeline.text_encoder)}'
+        with torch.no_grad():
+            rows = self.cache.batches(f'{self.pipeline.stage}_texts', tokens, made_of, len(texts))
+        position = {text: i for i, text in enumerate(texts)}
+        return rows, np.array([position.get(task, 0) for task in self.arrays.tasks])
+
+    def _encode_features(self) -> np.ndarray | None:
+        """Image encoder's tokens (N, L, D) of the first frames; None where their latents are the features."""
+        encoder = self.pipeline.image_encoder
+        if encoder is None or self.pipeline.image_projector is None:
+            return None
+
+        def row(i: int) -> np.ndarray:
+            tokens = image_features(self.pipeline, self.arrays.frames[i, :1], None)
+            return tokens[0].to('cpu', torch.float16).numpy()
+
+        with torch.no_grad():
+            return self.cache.rows('image_features', row, f'{self.arrays.digest} {weights_id(encoder)}')
+
+    def _encode_maps(self) -> dict[str, np.ndarray]:
+        """Bool maps (N, T, h, w) of latent cells for `loss_weights`."""
+        cell = self.arrays.labels.shape[-1] // self.latents[self.target_name].shape[-1]
+        labels, made_of = self.arrays.labels, f'{self.arrays.digest} {cell}'
+        maps = {
+            'foreground': self.cache.rows('foreground', lambda i: foreground_cells(labels[i], cell), made_of)
+        }
+        if isinstance(self.options, VideoOptions) and self.options.contact_weight != 1:
+            size = self.options.contact_size
+            maps['contact'] = self.cache.rows(
+                'contact', lambda i: contact_cells(labels[i], cell, size), f'{made_of} {size}'
+            )
+        return maps
+
+    def _set_residual_scale(self, is_new: bool) -> None:
+        scale, wanted = self.pipeline.config.residual_scale, self.options.residual
+        if not is_new and wanted is not None and wanted != (scale is not None):
+            raise ValueError(
+                f'residual: {wanted}, but the model to start from has residual_scale {scale}; leave it out'
+            )
+        if is_new and wanted is not False:
+            target = self.latents[self.target_name]
+            picks = np.sort(np.random.default_rng(0).permutation(len(target))[:SCALE_CLIPS])
+            residual = target[picks, 1:].astype(np.float32) - target[picks, :1]
+            scale = float(1 / residual.std())
+        elif is_new:
+            scale = None
+        self.pipeline.register_to_config(residual_scale=scale)
+
+    def _prepare(self, schedule: Schedule) -> Trainer:
+        model = StageModel(self.pipeline.unet, self.pipeline.image_projector)
+        self.base_unet = copy.deepcopy(model.unet) if self.options.trained == 'lora' else None
+        torch.manual_seed(self.seed)
+        if self.options.trained == 'lora':
+            model.to(self.dtype)
+        select_trained(model, self.options.trained, self.options.lora_rank)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        if self.options.gradient_checkpointing:
+            model.unet.enable_gradient_checkpointing()
+            if model.image_projector is not None:
+                model.image_projector.enable_gradient_checkpointing()
+        trainer = Trainer(model, self.folder, schedule, self.seed, f'latents {self.data_id}')
+        counts = count_trained(model)
+        trainer.accelerator.print(
+            f'{self.folder}: {counts["trained_parameters"]:,} of {counts["parameters"]:,} parameters trained '
+            f'({counts["trained_tensors"]} of {counts["tensors"]} tensors), {len(self.arrays)} clips'
+        )
+        return trainer
+
+    @property
+    def data_id(self) -> str:
+        """Hash, hex, of clips and frozen networks."""
+        return hashlib.sha256(self.cache.id.encode()).hexdigest()
+
+    def _load(self, name: str, *index: np.ndarray) -> torch.Tensor:
+        """float32 latents on the device, (B, C, T, h, w) or (B, C, h, w)."""
+        latents = torch.from_numpy(self.latents[name][index].astype(np.float32)).to(self.device)
         return latents.transpose(1, 2) if latents.ndim == 5 else latents
 
     def loss_at(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """v-prediction loss of one random batch, weighted by the stage's map."""
+        """v-prediction loss of one random batch, weighted by `loss_weights`."""
         options, size = self.options, self.options.batch_size
         clips = torch.randint(len(self.arrays), (size,), generator=generator).numpy()
         timesteps = torch.randint(self.scheduler.config.num_train_timesteps, (size,), generator=generator)
-        dice = torch.rand(size, generator=generator)
-        video, masks = self._batch(clips, 'video'), self._batch(clips, 'masks')
-        num_frames = video.shape[2]
-        image_condition = video[:, :, :1].expand_as(video)
-        text = torch.full((size,), self.no_text)
-        if options.stage == 'trajectory':
-            target = masks
-            has_text = (dice < options.text_only) | (dice >= options.text_only + options.goal_only)
-            has_goal = (dice >= options.text_only).to(self.device)
-            text = torch.where(has_text, torch.from_numpy(self.text_index[clips]), text)
-            repeated = trajectory_condition(masks[:, :, 0], None, num_frames)
-            with_goal = trajectory_condition(masks[:, :, 0], self._batch(clips, 'goal'), num_frames)
-            mask_condition = torch.where(has_goal[:, None, None, None, None], with_goal, repeated)
-            condition = torch.cat([mask_condition, image_condition], dim=1)
-        else:
-            target = video
-            damaged = (dice < options.damage).to(self.device)[:, None, None, None, None]
-            mask_condition = torch.where(damaged, self._batch(clips, 'damaged_masks'), masks)
-            condition = torch.cat([image_condition, mask_condition], dim=1)
-        if self.residual_scale is not None:
-            target = (target - target[:, :, :1]) * self.residual_scale
+        target, first, condition, text = self._inputs(clips, generator)
+        if self.pipeline.config.residual_scale is not None:
+            target = (target - first.unsqueeze(2)) * self.pipeline.config.residual_scale
         noise = torch.randn(target.shape, generator=generator).to(self.device)
         timesteps = timesteps.to(self.device)
         noisy = self.scheduler.add_noise(target, noise, timesteps)
         velocity = self.scheduler.get_velocity(target, noise, timesteps)
+        if self.features is None:
+            features = self._load('first_frame', clips).flatten(2).transpose(1, 2)
+        else:
+            features = torch.from_numpy(self.features[clips].astype(np.float32)).to(self.device)
         predicted = self.trainer.model(
             torch.cat([noisy, condition], dim=1),
             timesteps,
-            self.text_tokens[text].to(self.device),
-            video[:, :, 0],
+            torch.from_numpy(self.texts[text]).to(self.device),
+            features,
             torch.from_numpy(self.arrays.fps[clips].round()).long().to(self.device),
         )
         error = (predicted.float() - velocity).square().mean(dim=1)
-        weights = torch.from_numpy(self.weights[clips]).to(self.device)
-        return {'loss': (error * weights).mean(), 'mse': error.mean()}
-
-    def pipeline(self, **config) -> MaskTrajectoryPipeline | InteractionVideoPipeline:
-        """The stage as a pipeline over the weights that are in training."""
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        stage_class = (
-            MaskTrajectoryPipeline if self.options.stage == 'trajectory' else InteractionVideoPipeline
+        weights = loss_weights(
+            self.maps['foreground'][clips],
+            self.maps['contact'][clips] if 'contact' in self.maps else None,
+            options.foreground_weight,
+            getattr(options, 'contact_weight', 1.0),
+            options.weigh_vacated,
         )
-        return stage_class(
-            vae=self.vae,
-            unet=model.unet,
-            scheduler=self.scheduler,
-            text_encoder=self.text_encoder,
-            image_projector=model.image_projector,
-            residual_scale=self.residual_scale,
-            **config,
-        )
+        loss = (error * torch.from_numpy(weights).to(self.device)).mean()
+        return {'loss': loss, 'mse': error.mean()}
 
-    def run(self, held_out: ClipArrays, max_minutes: float | None, **config) -> bool:
-        """Train, draw pictures of `held_out` clips on the way, export to `folder/pipeline`."""
+    def run(
+        self, held_out: ClipArrays, max_minutes: float | None = None, validation: Validation | None = None
+    ) -> bool:
+        """Train; on the way score clips of `held_out` and draw some. True, and exported, if complete."""
+        validation = validation or Validation()
+        picks = self._pick(held_out, validation.clips)
+        self.pipeline.set_progress_bar_config(disable=True)
 
-        def sample(step: int) -> None:
-            pipe = self.pipeline(**config)
-            pipe.set_progress_bar_config(disable=True)
-            # At random: tasks take turns in a data set, and even steps would meet one again and again.
-            picks = np.sort(np.random.default_rng(0).permutation(len(held_out))[:6])
-            image, labels = held_out.frames[picks, 0], held_out.labels[picks]
-            generator = torch.Generator().manual_seed(0)
-            if self.options.stage == 'trajectory':
-                tasks = [held_out.tasks[i] for i in picks]
-                predicted = pipe(image, labels[:, 0], tasks, goal_labels(labels), generator=generator).labels
-                pairs = zip(lb.labels_to_rgb(labels), lb.labels_to_rgb(predicted), strict=True)
-            else:
-                predicted = pipe(image, labels, generator=generator).frames
-                pairs = zip(held_out.frames[picks], predicted, strict=True)
-            sheet = np.concatenate([clip_strip(frames) for pair in pairs for frames in pair])
-            Image.fromarray(sheet).save(self.folder / f'sample_{step:06d}.png')
+        def evaluate(step: int) -> dict[str, float]:
+            predicted = list(self.predict(held_out, picks, validation.num_inference_steps))
+            rows = []
+            for pick, prediction in list(zip(picks, predicted, strict=True))[:SAMPLE_CLIPS]:
+                rows += [clip_strip(clip) for clip in self._as_pictures(held_out, pick, prediction)]
+            Image.fromarray(np.concatenate(rows)).save(self.folder / f'sample_{step:06d}.png')
+            return self.score(held_out, picks, predicted)
 
-        done = self.trainer.run(self.loss_at, max_minutes, sample)
-        self.trainer.averaged_model().eval()
-        self.pipeline(**config).save_pretrained(self.folder / 'pipeline')
+        done = self.trainer.run(self.loss_at, max_minutes, evaluate, evaluate_steps=validation.every_steps)
+        if done:
+            self.export(best=validation.export == 'best')
         return done
+
+    def _pick(self, held_out: ClipArrays, count: int) -> np.ndarray:
+        # At random: tasks take turns in a data set, and even steps would meet one again and again.
+        return np.sort(np.random.default_rng(0).permutation(len(held_out))[:count])
+
+    def export(self, best: bool) -> None:
+        """Write the trained networks, in float16, with averaged weights or those of the best score."""
+        state = self.trainer.final_state(best)
+        if self.trainer.accelerator.is_main_process:
+            pipeline = self.pipeline
+            if self.base_unet is not None:
+                self.trainer.accelerator.unwrap_model(self.trainer.model).load_state_dict(state)
+                pipeline.unet.save_lora_adapter(self.folder / 'adapter')
+                unet, projector = (
+                    merge_adapter(self.base_unet, self.folder / 'adapter'),
+                    pipeline.image_projector,
+                )
+            else:
+                unet = DynamiCrafterUNet.from_config(pipeline.unet.config)
+                projector = pipeline.image_projector
+                if projector is not None:
+                    projector = Resampler.from_config(projector.config)
+                StageModel(unet, projector).load_state_dict(state)
+            for name, network in (('unet', unet), ('image_projector', projector)):
+                if network is not None:
+                    network.register_to_config(_name_or_path='')  # else it remembers where it came from
+                    network.to(torch.float16).save_pretrained(self.folder / name)
+            record = {
+                'residual_scale': pipeline.config.residual_scale,
+                'best': self.trainer.best if best else None,
+            }
+            (self.folder / 'stage.json').write_text(json.dumps(record))
+        self.trainer.accelerator.wait_for_everyone()
+
+
+class TrajectoryTrainer(StageTrainer):
+    """Trains stage 1."""
+
+    options: TrajectoryOptions
+
+    def _has_text(self) -> bool:
+        return self.options.conditions.goal_only < 1
+
+    def _encode(self) -> dict[str, np.ndarray]:
+        labels, shares = self.arrays.labels, self.options.conditions
+        latents = {
+            'first_frame': self.cache.encoded('first_frame', lambda i: self.arrays.frames[i, 0]),
+            'masks': self.cache.encoded('masks', lambda i: lb.labels_to_rgb(labels[i])),
+        }
+        if shares.text_only < 1:
+            latents['goals'] = self.cache.encoded(
+                'goals', lambda i: lb.labels_to_rgb(goal_variants(labels[i]))
+            )
+        if shares.no_actor:
+            latents['no_actor'] = self.cache.encoded(
+                'no_actor', lambda i: lb.labels_to_rgb(without_actor(labels[i, 0]))
+            )
+        self.has_goal = torch.tensor([bool(goal_labels(clip).any()) for clip in labels])
+        return latents
+
+    def _inputs(self, clips, generator):
+        drawn = draw_conditions(self.options.conditions, self.has_goal[clips], generator)
+        masks, image = self._load('masks', clips), self._load('first_frame', clips)
+        num_frames = masks.shape[2]
+
+        def choose(flag: torch.Tensor, yes: torch.Tensor, no: torch.Tensor) -> torch.Tensor:
+            return torch.where(flag.to(self.device).view(-1, *[1] * (yes.ndim - 1)), yes, no)
+
+        first = masks[:, :, 0]
+        if 'no_actor' in self.latents:
+            first = choose(drawn.actor, first, self._load('no_actor', clips))
+        condition = trajectory_condition(first, None, num_frames)
+        if 'goals' in self.latents:
+            goal = self._load('goals', clips, drawn.goal_form.numpy())
+            condition = choose(drawn.goal, trajectory_condition(first, goal, num_frames), condition)
+        condition = torch.cat([condition, image.unsqueeze(2).expand_as(masks)], dim=1)
+        return masks, first, condition, np.where(drawn.text.numpy(), self.text_index[clips], 0)
+
+    def _pick(self, held_out: ClipArrays, count: int) -> np.ndarray:
+        every = np.random.default_rng(0).permutation(len(held_out))
+        with_goal = [i for i in every if goal_labels(held_out.labels[i]).any()]
+        return np.sort((with_goal or every)[:count])
+
+    def predict(self, clips, picks, steps):
+        shares = self.options.conditions
+        for start in range(0, len(picks), self.options.batch_size):
+            batch = picks[start : start + self.options.batch_size]
+            yield from self.pipeline(
+                clips.frames[batch, 0],
+                clips.labels[batch, 0],
+                [clips.tasks[i] if shares.goal_only < 1 else '' for i in batch],
+                goal_labels(clips.labels[batch]) if shares.text_only < 1 else None,
+                num_inference_steps=steps,
+                generator=[torch.Generator().manual_seed(int(i)) for i in batch],
+            ).labels
+
+    def score(self, clips, picks, predicted):
+        names = {'object_iou': lb.OBJECT, 'actor_iou': lb.ACTOR}
+        scores = {
+            name: np.nanmean(
+                [metrics.mask_iou(p, clips.labels[i], label) for i, p in zip(picks, predicted, strict=True)]
+            )
+            for name, label in names.items()
+        }
+        return {**scores, 'score': float(np.nanmean(list(scores.values())))}
+
+    def _as_pictures(self, clips, pick, predicted):
+        return lb.labels_to_rgb(clips.labels[pick]), lb.labels_to_rgb(predicted)
+
+
+class VideoTrainer(StageTrainer):
+    """Trains stage 2. `predicted`: (N, T, h, w) label images that stage 1 predicts, see `predictions.py`."""
+
+    options: VideoOptions
+
+    def __init__(self, *args, predicted: np.ndarray | None = None, predicted_id: str = '', **options):
+        self.predicted, self.predicted_id = predicted, predicted_id
+        super().__init__(*args, **options)
+
+    def _encode(self) -> dict[str, np.ndarray]:
+        labels, shares = self.arrays.labels, self.options.damage
+        latents = {
+            'first_frame': self.cache.encoded('first_frame', lambda i: self.arrays.frames[i, 0]),
+            'video': self.cache.encoded('video', lambda i: self.arrays.frames[i]),
+            'masks': self.cache.encoded('masks', lambda i: lb.labels_to_rgb(labels[i])),
+        }
+
+        def damaged(i: int) -> np.ndarray:
+            variants = range(self.options.damage_variants)
+            generators = [np.random.default_rng((self.seed, i, v)) for v in variants]
+            return lb.labels_to_rgb(np.stack([damage_labels(labels[i], shares, g) for g in generators]))
+
+        if any(shares.drawn.values()):
+            made_of = f'{shares.drawn} {self.options.damage_variants} {self.seed}'
+            latents['damaged'] = self.cache.encoded('damaged', damaged, made_of)
+        if shares.predicted:
+            if self.predicted is None:
+                raise ValueError('damage: a share of predicted masks needs a stage 1 that predicts them')
+            latents['predicted'] = self.cache.encoded(
+                'predicted', lambda i: lb.labels_to_rgb(self.predicted[i]), self.predicted_id
+            )
+        return latents
+
+    @property
+    def data_id(self) -> str:
+        return super().data_id if self.predicted is None else f'{super().data_id} {self.predicted_id}'
+
+    def _inputs(self, clips, generator):
+        shares = self.options.damage
+        dice = torch.rand(len(clips), generator=generator)
+        variant = torch.randint(self.options.damage_variants, (len(clips),), generator=generator).numpy()
+        video, masks = self._load('video', clips), self._load('masks', clips)
+        drawn = sum(shares.drawn.values())
+        is_drawn = (dice < drawn).to(self.device)[:, None, None, None, None]
+        is_predicted = (dice >= 1 - shares.predicted).to(self.device)[:, None, None, None, None]
+        if 'damaged' in self.latents:
+            masks = torch.where(is_drawn, self._load('damaged', clips, variant), masks)
+        if 'predicted' in self.latents:
+            masks = torch.where(is_predicted, self._load('predicted', clips), masks)
+        first = video[:, :, 0]
+        condition = torch.cat([first.unsqueeze(2).expand_as(video), masks], dim=1)
+        return video, first, condition, np.zeros(len(clips), np.int64)
+
+    def predict(self, clips, picks, steps):
+        for start in range(0, len(picks), self.options.batch_size):
+            batch = picks[start : start + self.options.batch_size]
+            yield from self.pipeline(
+                clips.frames[batch, 0],
+                clips.labels[batch],
+                num_inference_steps=steps,
+                generator=[torch.Generator().manual_seed(int(i)) for i in batch],
+            ).frames
+
+    def score(self, clips, picks, predicted):
+        pairs = [(p, clips.frames[i]) for i, p in zip(picks, predicted, strict=True)]
+        moving = [metrics.psnr(p, truth, metrics.moving_pixels(truth)) for p, truth in pairs]
+        every = [metrics.psnr(p, truth) for p, truth in pairs]
+        scores = {'psnr': float(np.nanmean(every)), 'psnr_moving_pixels': float(np.nanmean(moving))}
+        return {**scores, 'score': scores['psnr_moving_pixels']}
+
+    def _as_pictures(self, clips, pick, predicted):
+        return clips.frames[pick], predicted

@@ -7,30 +7,44 @@ import numpy as np
 from mask2iv_ros import labels as lb
 
 
-def foreground_weight(labels: np.ndarray, cell: int, weight: float) -> np.ndarray:
-    """Stage 1 weights (T, h, w) float32 of (T, H, W) labels: `weight` on the foreground, 1 elsewhere.
+def foreground_cells(labels: np.ndarray, cell: int) -> np.ndarray:
+    """Latent cells (..., h, w) bool of `cell` x `cell` pixels in which (..., H, W) labels have any mask."""
+    return _pool(labels != lb.BACKGROUND, cell)
 
-    Foreground of a frame is where it or the first frame has a mask, so leaving a place counts as much as
-    arriving. A latent cell of `cell` pixels counts if any pixel in it does. Mask2IV weights the masks of the
-    target frame by 5; the union with frame 0 is ours.
+
+def contact_cells(labels: np.ndarray, cell: int, size: int = 7) -> np.ndarray:
+    """Latent cells (..., h, w) bool in which the contact band of (..., H, W) labels has a pixel.
+
+    `size` is the kernel of `labels.contact_band` in pixels; the paper has 7 at 320 x 512.
     """
-    foreground = (labels != lb.BACKGROUND) | (labels[:1] != lb.BACKGROUND)
-    return 1 + (weight - 1) * _pool(foreground, cell)
+    return _pool(lb.contact_band(labels, size), cell)
 
 
-def contact_weight(
-    labels: np.ndarray, cell: int, weight: float, foreground: float = 1.0, size: int = 7
+def loss_weights(
+    foreground: np.ndarray,
+    contact: np.ndarray | None,
+    foreground_weight: float,
+    contact_weight: float = 1.0,
+    vacated: bool = False,
 ) -> np.ndarray:
-    """Stage 2 weights (T, h, w) float32: `weight` on the contact band, `foreground` on the other masks.
+    """Weights (B, T, h, w) float32 of the squared error; 1 where neither map is set, else the larger weight.
 
-    The paper weights the contact band by 5 and nothing else (`foreground` 1); its released loaders weight
-    every mask (see doc/decisions.md).
+    The paper weights the contact band by 5 in stage 2. Its released loaders overwrite the band with the whole
+    foreground, which is `foreground_weight` 5 and `contact_weight` 1; stage 1 of the released code is so too.
+
+    Args:
+        foreground, contact: (B, T, h, w) bool, see `foreground_cells` and `contact_cells`.
+        vacated: the foreground of a frame is also where frame 0 has a mask, so that leaving a place counts as
+            much as arriving. Ours, not the paper's.
     """
-    band = _pool(lb.contact_band(labels, size), cell)
-    return np.maximum(foreground_weight(labels, cell, foreground), 1 + (weight - 1) * band)
+    if vacated:
+        foreground = foreground | foreground[:, :1]
+    weights = 1 + (foreground_weight - 1) * foreground.astype(np.float32)
+    if contact is not None:
+        weights = np.maximum(weights, 1 + (contact_weight - 1) * contact.astype(np.float32))
+    return weights
 
 
 def _pool(mask: np.ndarray, cell: int) -> np.ndarray:
-    frames, height, width = mask.shape
-    cells = mask.reshape(frames, height // cell, cell, width // cell, cell)
-    return cells.any(axis=(2, 4)).astype(np.float32)
+    height, width = mask.shape[-2:]
+    return mask.reshape(*mask.shape[:-2], height // cell, cell, width // cell, cell).any(axis=(-3, -1))

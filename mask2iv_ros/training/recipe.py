@@ -1,48 +1,134 @@
-"""`mask2iv train`: the VAE, both stages and the assembled model, from one configuration file."""
+"""`mask2iv train`: one training run from one configuration file, from a dataset to a model folder."""
 
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
+from accelerate import PartialState
 from diffusers import ConfigMixin
 
 from mask2iv_ros.data.episodes import EpisodeReader, open_dataset, read_clips
 from mask2iv_ros.data.sampling import spread
 from mask2iv_ros.models.autoencoder import PatchAutoencoderKL
+from mask2iv_ros.models.resampler import Resampler
+from mask2iv_ros.models.scheduling_ddim import RescaledDDIMScheduler
+from mask2iv_ros.models.text_encoder import PackagedTextEncoder
+from mask2iv_ros.models.unet import DynamiCrafterUNet
 from mask2iv_ros.pipelines.interaction_video import InteractionVideoPipeline
 from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
 from mask2iv_ros.pipelines.mask_trajectory import MaskTrajectoryPipeline
-from mask2iv_ros.training.arrays import ClipArrays, build_arrays, encode_latents
+from mask2iv_ros.training.arrays import ClipArrays, build_arrays
 from mask2iv_ros.training.autoencoder import train_autoencoder
-from mask2iv_ros.training.diffusion import StageOptions, StageTrainer
+from mask2iv_ros.training.diffusion import (
+    StageTrainer,
+    TrajectoryOptions,
+    TrajectoryTrainer,
+    Validation,
+    VideoOptions,
+    VideoTrainer,
+)
+from mask2iv_ros.training.latents import LatentCache
+from mask2iv_ros.training.predictions import predicted_labels
 from mask2iv_ros.training.trainer import Schedule
+from mask2iv_ros.weights import DEFAULT_MODEL, default_model_path, unpack
 
+
+@dataclass(frozen=True)
+class Stage:
+    """The classes of a stage."""
+
+    pipeline: type
+    trainer: type
+    options: type
+
+
+STAGES = {
+    'trajectory': Stage(MaskTrajectoryPipeline, TrajectoryTrainer, TrajectoryOptions),
+    'video': Stage(InteractionVideoPipeline, VideoTrainer, VideoOptions),
+}
 #: What can be trained, in the order in which one needs the other.
-PARTS = ('autoencoder', 'trajectory', 'video')
+PARTS = ('autoencoder', *STAGES)
+#: What a configuration must say that starts from no model; with one, all but `name` may be left out.
+NEEDED = {'name', 'sample_size', 'num_frames', 'sampling', 'scheduler', 'unet', 'image_projector', *PARTS}
+KEYS = NEEDED | {'seed', 'init', 'validation'}
 #: One of so many episodes of a dataset without splits is for tests.
 TEST_PERIOD = 10
+#: One of so many training episodes is held out where a dataset has no `val`.
+HELD_OUT_PERIOD = 20
 
 
 class Recipe:
     """One training run in `folder`: `arrays/`, a folder for each part, and `model/` when all are done.
 
+    A configuration trains the parts that it names: a whole model (autoencoder and both stages), or stages of
+    the model `init`, whose other networks are taken over. Stages start from the networks of `init`, unless
+    the configuration has `unet` and `image_projector`: then from new ones of that size.
+
     Args:
-        config: YAML file, see config/train/mask2iv-sim.yaml.
-        data: folder with datasets `train` and `test`, as `mask2iv simulate` writes; or a benchmark that
-            `mask2iv prepare` made; or any dataset with masks, of which every tenth episode is `test`.
+        config: YAML file, see config/train/.
+        data: folder with datasets `train` and maybe `val` and `test`, as `mask2iv simulate` writes; or a
+            benchmark that `mask2iv prepare` made; or any dataset with masks, of which every tenth episode is
+            `test`.
         folder: where everything goes; a second run continues there.
+        init: folder of a `Mask2IVPipeline`, or 'mask2iv-sim' for the embedded one; it goes before that of the
+            configuration.
+
+    Raises:
+        ValueError: the configuration has a key too many or too few, or `init` is no model.
     """
 
-    def __init__(self, config: Path, data: Path, folder: Path):
+    def __init__(self, config: Path, data: Path, folder: Path, init: str | Path | None = None):
+        # The first process makes arrays while the others wait at a barrier, which may take hours.
+        self.state = PartialState(timeout=timedelta(days=2))
         self.config = yaml.safe_load(config.read_text())
         self.data, self.folder = data, folder
-        self.device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+        self.parts = [part for part in PARTS if part in self.config]
+        init = init or self.config.get('init')
+        if unknown := self.config.keys() - KEYS:
+            raise ValueError(f'{config}: unknown key {sorted(unknown)}; known are {sorted(KEYS)}')
+        missing = ({'name'} if init else NEEDED) - self.config.keys()
+        if missing or not self.parts:
+            raise ValueError(
+                f'{config}: expected {sorted(missing) or "a part to train"}'
+                + ('' if init else ', or a model to start from (--init)')
+            )
+        if init and ('autoencoder' in self.parts or 'scheduler' in self.config):
+            raise ValueError(
+                f'{config}: autoencoder and scheduler are those of the model {init}; leave them out'
+            )
+        if ('unet' in self.config) != ('image_projector' in self.config):
+            raise ValueError(f'{config}: expected unet and image_projector, or neither')
+        self.init = self._model_folder(init) if init else None
+        if self.init:
+            defaults = {key: self._index[key] for key in ('sample_size', 'num_frames')}
+            sampling = {key: self._index[key] for key in ('num_inference_steps', 'eta', 'fps')}
+            sampling |= self.config.get('sampling', {})
+            self.config = {**defaults, **self.config, 'sampling': sampling}
+        self.seed = self.config.get('seed', 0)
+        self.validation = Validation(**self.config.get('validation', {}))
+        self.options = {
+            name: (Schedule(**self.config[name]['schedule']), stage.options(**self.config[name]['options']))
+            for name, stage in STAGES.items()
+            if name in self.parts
+        }
+
+    @staticmethod
+    def _model_folder(init: str | Path) -> Path:
+        folder = default_model_path() if str(init) == DEFAULT_MODEL else Path(init).expanduser()
+        if not (folder / 'model_index.json').is_file():
+            raise ValueError(f'init: {folder} has no model_index.json: not the folder of a Mask2IVPipeline')
+        return unpack(folder)
 
     def arrays(self, split: str) -> ClipArrays:
-        """Clips of a split at the model's resolution, decoded on first use and when the dataset changed."""
+        """Clips of 'train', 'val' or 'test' at the model's resolution, decoded on first use and when the
+        dataset changed. Without a 'val' of its own, a dataset lends some episodes of 'train' to it."""
         folder = self.folder / 'arrays' / split
         reader, episodes = self._episodes(split)
         reader.with_depth = False
@@ -50,19 +136,34 @@ class Recipe:
         if not views:
             raise ValueError(f'{reader.path}: {split} has no masks to train on; `mask2iv segment` makes some')
         size, num_frames = tuple(self.config['sample_size']), self.config['num_frames']
-        stamp = json.dumps([str(reader.path.resolve()), len(reader), len(views), size, num_frames])
+        stamp = json.dumps([str(reader.path.resolve()), len(reader), views, size, num_frames])
         made_of = folder / 'made_of.json'
-        if not made_of.is_file() or made_of.read_text() != stamp:
-            clips = (
-                clip
-                for episode, camera in views
-                for clip in read_clips(reader, [episode], spread(num_frames), camera)
-            )
-            build_arrays(clips, len(views), folder, size, num_frames)
-            made_of.write_text(stamp)
+        with self.state.main_process_first():
+            if not made_of.is_file() or made_of.read_text() != stamp:
+                clips = (
+                    clip
+                    for episode, camera in views
+                    for clip in read_clips(reader, [episode], spread(num_frames), camera)
+                )
+                build_arrays(clips, len(views), folder, size, num_frames)
+                made_of.write_text(stamp)
         return ClipArrays.load(folder)
 
     def _episodes(self, split: str) -> tuple[EpisodeReader, list[int]]:
+        if split in ('train', 'val') and not self._has_split('val'):
+            reader, episodes = self._split('train')
+            if len(episodes) < 2:
+                return reader, episodes  # nothing to spare: one episode is both
+            # At random: tasks take turns in a data set, and even steps would meet one again and again.
+            count = min(len(episodes) // HELD_OUT_PERIOD + 1, self.validation.clips)
+            held_out = set(np.random.default_rng(0).permutation(episodes)[:count].tolist())
+            return reader, [i for i in episodes if (i in held_out) == (split == 'val')]
+        return self._split(split)
+
+    def _has_split(self, split: str) -> bool:
+        return (self.data / split).is_dir() or (self.data / 'manifest.json').is_file()
+
+    def _split(self, split: str) -> tuple[EpisodeReader, list[int]]:
         if (self.data / split).is_dir():
             reader = open_dataset(self.data / split)
         elif (self.data / 'manifest.json').is_file():
@@ -82,35 +183,110 @@ class Recipe:
                 self.folder / part,
                 options.pop('model'),
                 Schedule(**options.pop('schedule')),
-                seed=self.config['seed'],
+                seed=self.seed,
                 max_minutes=max_minutes,
                 **options,
             )
-        vae_folder = self.folder / 'autoencoder' / 'vae'
-        if not vae_folder.is_dir():
-            raise FileNotFoundError(f'{vae_folder}: train the autoencoder first')
-        vae = PatchAutoencoderKL.from_pretrained(vae_folder).to(self.device).eval()
+        return self.stage_trainer(part).run(self.arrays('val'), max_minutes, self.validation)
+
+    def stage_trainer(self, stage: str) -> StageTrainer:
+        """The trainer of a stage, with its clips encoded."""
+        schedule, options = self.options[stage]
+        is_new = 'unet' in self.config
+        networks = self._new_networks() if is_new else self._networks_of_init(stage)
+        pipeline = self._stage_pipeline(stage, networks)
+        pipeline.vae.to(self.state.device).requires_grad_(False)
         arrays = self.arrays('train')
-        latents = encode_latents(arrays, vae, self.folder / 'latents', self.device, seed=self.config['seed'])
-        trainer = StageTrainer(
+        cache = LatentCache(arrays, pipeline.vae, self.folder / 'latents')
+        more = {}
+        if stage == 'video' and options.damage.predicted:
+            trained_here = 'trajectory' in self.parts
+            networks = (
+                self._trained_networks('trajectory') if trained_here else self._networks_of_init('trajectory')
+            )
+            trajectory = self._stage_pipeline('trajectory', networks).to(self.state.device)
+            more['predicted'], more['predicted_id'] = predicted_labels(cache, trajectory, self.seed)
+        return STAGES[stage].trainer(
+            pipeline,
             arrays,
-            latents,
-            vae,
-            self.folder / part,
-            self.config['unet'],
-            self.config['image_projector'],
-            self.config['scheduler'],
-            Schedule(**self.config[part]['schedule']),
-            StageOptions(stage=part, **self.config[part]['options']),
-            seed=self.config['seed'],
+            cache,
+            self.folder / stage,
+            schedule,
+            options,
+            seed=self.seed,
+            is_new=is_new,
+            **more,
         )
+
+    def _stage_pipeline(
+        self, stage: str, networks: dict
+    ) -> MaskTrajectoryPipeline | InteractionVideoPipeline:
+        """A stage, float32 on the CPU, over the frozen networks of `init` or of this run."""
+        if self.init:
+            left_out = {f'{name}_{part}': None for name in STAGES for part in ('unet', 'image_projector')}
+            whole = Mask2IVPipeline.from_pretrained(self.init, local_files_only=True, **left_out)
+            names = ('vae', 'scheduler', 'text_encoder', 'tokenizer', 'image_encoder', 'feature_extractor')
+            frozen = {name: getattr(whole, name) for name in names}
+        else:
+            folder = self.folder / 'autoencoder' / 'vae'
+            if not folder.is_dir():
+                raise FileNotFoundError(f'{folder}: train the autoencoder first')
+            frozen = {
+                'vae': PatchAutoencoderKL.from_pretrained(folder).eval(),
+                'scheduler': RescaledDDIMScheduler(**self.config['scheduler']),
+                'text_encoder': PackagedTextEncoder(),
+            }
         sampling = {'num_frames': self.config['num_frames'], **self.config['sampling']}
-        return trainer.run(self.arrays('test'), max_minutes, **sampling)
+        return STAGES[stage].pipeline(**frozen, **networks, **sampling)
+
+    def _new_networks(self) -> dict:
+        torch.manual_seed(self.seed)
+        return {
+            'unet': DynamiCrafterUNet(**self.config['unet']),
+            'image_projector': Resampler(**self.config['image_projector']),
+            'residual_scale': None,
+        }
+
+    def _networks_of_init(self, stage: str) -> dict:
+        index = self._index
+        networks = {'residual_scale': index[f'{stage}_residual_scale'], 'image_projector': None}
+        for name, network in (('unet', DynamiCrafterUNet), ('image_projector', Resampler)):
+            if index[f'{stage}_{name}'][0] is not None:
+                networks[name] = network.from_pretrained(self.init / f'{stage}_{name}')
+        return networks
+
+    def _trained_networks(self, stage: str) -> dict:
+        folder = self.folder / stage
+        if not (folder / 'stage.json').is_file():
+            raise FileNotFoundError(f'{folder}: {stage} is not trained to its end')
+        networks = {'residual_scale': json.loads((folder / 'stage.json').read_text())['residual_scale']}
+        networks['unet'] = DynamiCrafterUNet.from_pretrained(folder / 'unet')
+        has_projector = (folder / 'image_projector').is_dir()
+        networks['image_projector'] = (
+            Resampler.from_pretrained(folder / 'image_projector') if has_projector else None
+        )
+        return networks
 
     def assemble(self) -> Path:
-        """Join the trained parts into the float16 model folder `model/`, which is returned."""
-        trajectory = MaskTrajectoryPipeline.from_pretrained(self.folder / 'trajectory' / 'pipeline')
-        video = InteractionVideoPipeline.from_pretrained(self.folder / 'video' / 'pipeline')
+        """Join the trained parts, and what `init` has beside them, into the model folder `model/`.
+
+        New weights are float16; those of `init` are copied as they are.
+        """
+        folder, fresh = self.folder / 'model', self.folder / 'model.new'
+        if self.state.is_main_process:
+            shutil.rmtree(fresh, ignore_errors=True)
+            if self.init:
+                self._extend_init(fresh)
+            else:
+                self._join(fresh)
+            shutil.rmtree(folder, ignore_errors=True)
+            fresh.rename(folder)
+        self.state.wait_for_everyone()
+        return folder
+
+    def _join(self, folder: Path) -> None:
+        stages = {stage: self._stage_pipeline(stage, self._trained_networks(stage)) for stage in STAGES}
+        trajectory, video = stages['trajectory'], stages['video']
         pipeline = Mask2IVPipeline(
             vae=trajectory.vae,
             trajectory_unet=trajectory.unet,
@@ -119,16 +295,36 @@ class Recipe:
             text_encoder=trajectory.text_encoder,
             trajectory_image_projector=trajectory.image_projector,
             video_image_projector=video.image_projector,
-            name=self.config['name'],
-            sample_size=self.config['sample_size'],
-            num_frames=self.config['num_frames'],
             trajectory_residual_scale=trajectory.config.residual_scale,
             video_residual_scale=video.config.residual_scale,
-            **self.config['sampling'],
+            **self._description,
         )
-        folder = self.folder / 'model'
         for component in pipeline.components.values():
             if isinstance(component, ConfigMixin):  # else each remembers the folder that it came from
                 component.register_to_config(_name_or_path='')
         pipeline.to(torch.float16).save_pretrained(folder)
-        return folder
+
+    def _extend_init(self, folder: Path) -> None:
+        shutil.copytree(self.init, folder)
+        index = {**self._index, **self._description}
+        for stage in STAGES:
+            if stage not in self.parts:
+                continue
+            networks = self._trained_networks(stage)
+            index[f'{stage}_residual_scale'] = networks.pop('residual_scale')
+            for name, network in networks.items():
+                shutil.rmtree(folder / f'{stage}_{name}', ignore_errors=True)
+                index[f'{stage}_{name}'] = [None, None]
+                if network is not None:
+                    shutil.copytree(self.folder / stage / name, folder / f'{stage}_{name}')
+                    index[f'{stage}_{name}'] = [type(network).__module__, type(network).__name__]
+        (folder / 'model_index.json').write_text(json.dumps(index, indent=2) + '\n')
+
+    @property
+    def _index(self) -> dict:
+        return json.loads((self.init / 'model_index.json').read_text())
+
+    @property
+    def _description(self) -> dict:
+        keys = ('name', 'sample_size', 'num_frames')
+        return {**{key: self.config[key] for key in keys}, **self.config['sampling']}

@@ -1,4 +1,4 @@
-"""The training loop that the VAE and both stages share: resume, time budget, logs, atomic checkpoints."""
+"""The training loop that the VAE and both stages share: resume, time budget, scores, atomic checkpoints."""
 
 from __future__ import annotations
 
@@ -12,27 +12,59 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType, ProjectConfiguration
 from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
+
+#: Steps between two lines of the log.
+LOG_STEPS = 25
+#: Written last into a folder, so that one which has it is complete.
+RECORD = 'step.json'
 
 
 @dataclass
 class Schedule:
-    """How long and how fast to train: AdamW with linear warm-up, then a cosine to 2 % of `learning_rate`."""
+    """How a model is optimised: AdamW with linear warm-up, then at a falling or constant rate.
+
+    Attributes:
+        steps: optimiser steps.
+        learning_rate: after the warm-up.
+        decay: 'cosine' falls to 2 % of `learning_rate` at the end; 'constant' stays, as in Mask2IV.
+        warmup_steps: steps of the warm-up; 0 for none.
+        ema_decay: of the averaged weights that are scored and exported; None to use the trained ones.
+        gradient_accumulation_steps: batches a step, on each process.
+        mixed_precision: 'bf16', 'fp16' or 'no'.
+    """
 
     steps: int
     learning_rate: float
+    decay: str = 'cosine'
     warmup_steps: int = 100
     weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
     max_grad_norm: float = 0.5
-    ema_decay: float = 0.999
+    ema_decay: float | None = 0.999
+    gradient_accumulation_steps: int = 1
+    mixed_precision: str = 'bf16'
+
+    def __post_init__(self):
+        if self.decay not in ('cosine', 'constant'):
+            raise ValueError(f"decay: expected 'cosine' or 'constant', got {self.decay!r}")
+        if self.mixed_precision not in ('bf16', 'fp16', 'no'):
+            raise ValueError(
+                f"mixed_precision: expected 'bf16', 'fp16' or 'no', got {self.mixed_precision!r}"
+            )
 
     def learning_rate_at(self, step: int) -> float:
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
+        if self.decay == 'constant':
+            return self.learning_rate
         progress = min(1.0, (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
         return self.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
@@ -40,10 +72,14 @@ class Schedule:
 class Trainer:
     """Trains one model into `folder`, and continues there after any kind of stop.
 
-    Everything random in a step is drawn from `generator(step)`, which depends on seed and step alone. So a
-    run that was killed and resumed takes the same steps as one that was not.
+    Everything random in a step is drawn from `generator(step)` or follows torch's seed, which `generator`'s
+    sets: both depend on seed, step and process alone. So a run that was killed and resumed takes the same
+    steps as one that was not. Under `accelerate launch` each process draws its own batches, and the first one
+    alone writes. `folder` holds `checkpoint/` (what was trained, optimiser, averages), `best/` (averaged
+    weights of the best score), `losses.jsonl` and TensorBoard's `tensorboard/`.
 
     Args:
+        model: parameters that need no gradient are neither trained nor stored.
         data: what the model is trained on, in a few words or a hash. A checkpoint of other data or of another
             seed is refused with ValueError instead of being continued.
     """
@@ -51,18 +87,36 @@ class Trainer:
     def __init__(
         self, model: torch.nn.Module, folder: Path, schedule: Schedule, seed: int = 0, data: str = ''
     ):
-        self.accelerator = Accelerator(mixed_precision='bf16')
         self.folder, self.schedule, self.seed, self.data = folder, schedule, seed, data
+        self.accelerator = Accelerator(
+            mixed_precision=schedule.mixed_precision,
+            gradient_accumulation_steps=schedule.gradient_accumulation_steps,
+            log_with='tensorboard',
+            project_config=ProjectConfiguration(str(folder), logging_dir=str(folder)),
+        )
+        self.is_sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        if self.is_sharded and schedule.ema_decay is not None:
+            raise ValueError('ema_decay: expected null with FSDP, whose sharded weights cannot be averaged')
         folder.mkdir(parents=True, exist_ok=True)
-        parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
-            parameters, lr=schedule.learning_rate, betas=(0.9, 0.99), weight_decay=schedule.weight_decay
+            [p for p in model.parameters() if p.requires_grad],
+            lr=schedule.learning_rate,
+            betas=tuple(schedule.betas),
+            weight_decay=schedule.weight_decay,
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.ema = EMAModel(parameters, decay=schedule.ema_decay, use_ema_warmup=True, power=0.75)
-        self.ema.to(self.accelerator.device)
+        self.ema = None
+        if schedule.ema_decay is not None:
+            self.ema = EMAModel(
+                self._trained().values(), decay=schedule.ema_decay, use_ema_warmup=True, power=0.75
+            )
+            self.ema.to(self.accelerator.device)
+            self.accelerator.register_for_checkpointing(self.ema)
+        if not self.is_sharded:
+            self.accelerator.register_save_state_pre_hook(self._save_trained)
+            self.accelerator.register_load_state_pre_hook(self._load_trained)
         self.step = 0
-        self.accelerator.register_for_checkpointing(self.ema)
+        self._running: dict[str, float] = {}
         self._recover()
 
     @property
@@ -73,24 +127,33 @@ class Trainer:
     def log_path(self) -> Path:
         return self.folder / 'losses.jsonl'
 
-    def generator(self, step: int) -> torch.Generator:
-        """CPU generator of one step; equal for equal (seed, step, process)."""
-        seed = (self.seed * 1_000_003 + step) * 64 + self.accelerator.process_index
+    @property
+    def best(self) -> dict[str, float]:
+        """Scores of the best weights and their `step`; empty before the first."""
+        path = self.folder / 'best' / RECORD
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def generator(self, step: int, batch: int = 0) -> torch.Generator:
+        """CPU generator of one batch of a step; equal for equal (seed, step, batch, process)."""
+        entropy = (self.seed, step, batch, self.accelerator.process_index)
+        seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
         return torch.Generator().manual_seed(seed)
 
     def run(
         self,
         loss_at: Callable[[torch.Generator], dict[str, torch.Tensor]],
         max_minutes: float | None = None,
-        sample: Callable[[int], None] | None = None,
+        evaluate: Callable[[int], dict[str, float]] | None = None,
         save_minutes: float = 5,
-        sample_steps: int = 500,
+        evaluate_steps: int = 500,
     ) -> bool:
         """Train until the schedule ends, `max_minutes` pass, or SIGTERM or SIGINT arrives; then save.
 
         Args:
-            loss_at: returns {'loss': scalar, ...more scalars to log} for one step's generator.
-            sample: called with the step, with averaged weights in the model, to draw pictures.
+            loss_at: returns {'loss': scalar, ...more scalars to log} for one batch's generator.
+            evaluate: called with the step every `evaluate_steps` and at the schedule's end, on the first
+                process, with averaged weights in the model. It may draw pictures; what it returns is logged,
+                and the weights with the highest 'score' are kept in `best/`.
 
         Returns:
             True if the schedule is complete.
@@ -99,100 +162,203 @@ class Trainer:
         previous = {
             s: signal.signal(s, lambda *_: stop.append(True)) for s in (signal.SIGTERM, signal.SIGINT)
         }
+        self.accelerator.init_trackers('tensorboard')
         start = saved = time.monotonic()
-        running: dict[str, float] = {}
         progress = tqdm(
-            total=self.schedule.steps, initial=self.step, desc=self.folder.name, unit='step', mininterval=5
+            total=self.schedule.steps,
+            initial=self.step,
+            desc=self.folder.name,
+            unit='step',
+            mininterval=5,
+            disable=not self.accelerator.is_main_process,
         )
+
+        def due(since: float, minutes: float) -> bool:
+            return time.monotonic() - since > minutes * 60
+
         try:
-            while self.step < self.schedule.steps and not stop:
-                if max_minutes is not None and time.monotonic() - start > max_minutes * 60:
+            while self.step < self.schedule.steps:
+                if self._any(bool(stop) or (max_minutes is not None and due(start, max_minutes))):
                     break
-                losses = self._train_step(loss_at)
-                for key, value in losses.items():
-                    running[key] = value if key not in running else 0.98 * running[key] + 0.02 * value
+                for key, value in self._train_step(loss_at).items():
+                    before = self._running.get(key, value)
+                    self._running[key] = 0.98 * before + 0.02 * value
                 progress.update()
-                progress.set_postfix({key: f'{value:.4f}' for key, value in running.items()}, refresh=False)
-                if self.step % 25 == 0 or self.step == self.schedule.steps:
-                    self._log(running, time.monotonic() - start)
-                if time.monotonic() - saved > save_minutes * 60:
+                postfix = {key: f'{value:.4f}' for key, value in self._running.items()}
+                progress.set_postfix(postfix, refresh=False)
+                if self.step % LOG_STEPS == 0 or self.step == self.schedule.steps:
+                    self._log(self._running, time.monotonic() - start)
+                if evaluate and (self.step % evaluate_steps == 0 or self.step == self.schedule.steps):
+                    self._evaluate(evaluate)
+                if self._any(due(saved, save_minutes)):
                     self.save()
                     saved = time.monotonic()
-                if sample and self.step % sample_steps == 0:
-                    self._sample(sample)
             self.save()
-            if sample:
-                self._sample(sample)
         finally:
             progress.close()
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
             for number, handler in previous.items():
                 signal.signal(number, handler)
         return self.step >= self.schedule.steps
 
-    def averaged_model(self) -> torch.nn.Module:
-        """The model with its averaged weights, in place: for export when training is over."""
-        self.ema.copy_to(self.model.parameters())
-        return self.accelerator.unwrap_model(self.model)
+    def final_state(self, best: bool = False) -> dict[str, torch.Tensor]:
+        """All weights of the model: averaged ones, or those of the best score if there are."""
+        state = self.accelerator.get_state_dict(self.model)
+        if best and self.best:
+            return state | load_file(self.folder / 'best' / 'weights.safetensors')
+        if self.ema is None:
+            return state
+        return state | dict(zip(self._trained(), self.ema.shadow_params, strict=True))
 
     def save(self) -> None:
         """Write a checkpoint so that a kill at any moment leaves a complete one."""
-        fresh, kept, old = (self.folder / f'checkpoint{suffix}' for suffix in ('.new', '', '.old'))
-        shutil.rmtree(fresh, ignore_errors=True)
+        fresh = self.folder / 'checkpoint.new'
+        if self.accelerator.is_main_process:
+            shutil.rmtree(fresh, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
         self.accelerator.save_state(fresh)
-        record = {'step': self.step, 'seed': self.seed, 'data': self.data}
-        (fresh / 'step.json').write_text(json.dumps(record))
-        shutil.rmtree(old, ignore_errors=True)
-        if kept.exists():
-            kept.rename(old)
-        fresh.rename(kept)
-        shutil.rmtree(old, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            record = {'step': self.step, 'seed': self.seed, 'data': self.data, 'running': self._running}
+            _complete(self.folder / 'checkpoint', record)
+        self.accelerator.wait_for_everyone()
+
+    def _trained(self) -> dict[str, torch.nn.Parameter]:
+        model = self.accelerator.unwrap_model(self.model)
+        return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def _save_trained(self, models: list, weights: list, folder: str) -> None:
+        if self.accelerator.is_main_process:
+            trained = {name: p.detach().contiguous() for name, p in self._trained().items()}
+            save_file(trained, Path(folder) / 'trained.safetensors')
+        weights.clear()
+
+    def _load_trained(self, models: list, folder: str) -> None:
+        saved, trained = load_file(Path(folder) / 'trained.safetensors'), self._trained()
+        if saved.keys() != trained.keys():
+            different = sorted(saved.keys() ^ trained.keys())
+            raise ValueError(
+                f'{folder}: holds other weights than are trained now, such as {different[0]}; '
+                f'remove {self.folder} to start anew'
+            )
+        self.accelerator.unwrap_model(self.model).load_state_dict(saved, strict=False)
+        models.clear()
 
     def _recover(self) -> None:
         kept = self.folder / 'checkpoint'
-        # Killed between the two renames of `save`: `.new` is complete, because its step.json comes last.
-        for suffix in ('.new', '.old'):
-            other = self.folder / f'checkpoint{suffix}'
-            if not kept.exists() and (other / 'step.json').exists():
-                other.rename(kept)
-        if (kept / 'step.json').exists():
-            record = json.loads((kept / 'step.json').read_text())
+        if self.accelerator.is_main_process:
+            for name in ('checkpoint', 'best'):
+                _recover_folder(self.folder / name)
+        self.accelerator.wait_for_everyone()
+        if (kept / RECORD).exists():
+            record = json.loads((kept / RECORD).read_text())
             if (record['seed'], record['data']) != (self.seed, self.data):
                 raise ValueError(
                     f'{kept}: was trained with seed {record["seed"]} on {record["data"]}, now it is seed '
                     f'{self.seed} on {self.data}; remove {self.folder} to start anew'
                 )
             self.accelerator.load_state(kept)
-            self.step = record['step']
+            self.step, self._running = record['step'], record['running']
+            self._cut_log()
             self.accelerator.print(f'{self.folder}: resumed at step {self.step}')
+
+    def _cut_log(self) -> None:
+        if self.accelerator.is_main_process and self.log_path.is_file():
+            lines = [line for line in self.log_path.read_text().splitlines() if line.endswith('}')]
+            kept = [line for line in lines if json.loads(line)['step'] <= self.step]
+            self.log_path.write_text(''.join(f'{line}\n' for line in kept))
 
     def _train_step(self, loss_at) -> dict[str, float]:
         for group in self.optimizer.param_groups:
             group['lr'] = self.schedule.learning_rate_at(self.step)
         self.model.train()
-        # On a CPU the fused attention is slow to differentiate for the short sequences of temporal attention.
-        attention = sdpa_kernel(SDPBackend.MATH) if self.device.type == 'cpu' else nullcontext()
-        with attention:
-            with self.accelerator.autocast():
-                losses = loss_at(self.generator(self.step))
-            self.accelerator.backward(losses['loss'])
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.schedule.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.ema.step(self.model.parameters())
+        total: dict[str, float] = {}
+        batches = self.schedule.gradient_accumulation_steps
+        for batch in range(batches):
+            generator = self.generator(self.step, batch)
+            torch.manual_seed(generator.initial_seed())  # dropout
+            # On a CPU the fused attention is slow to differentiate for temporal attention's short sequences.
+            attention = sdpa_kernel(SDPBackend.MATH) if self.device.type == 'cpu' else nullcontext()
+            with attention, self.accelerator.accumulate(self.model):
+                with self.accelerator.autocast():
+                    losses = loss_at(generator)
+                self.accelerator.backward(losses['loss'])
+                if self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(
+                        [p for p in self.model.parameters() if p.requires_grad], self.schedule.max_grad_norm
+                    )
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            for key, value in losses.items():
+                total[key] = total.get(key, 0.0) + value.detach().item() / batches
+        if self.ema is not None:
+            self.ema.step(self._trained().values())
         self.step += 1
-        return {key: value.detach().item() for key, value in losses.items()}
+        return total
 
-    def _sample(self, sample) -> None:
-        self.model.eval()
-        self.ema.store(self.model.parameters())
-        self.ema.copy_to(self.model.parameters())
-        try:
-            with torch.no_grad():
-                sample(self.step)
-        finally:
-            self.ema.restore(self.model.parameters())
+    def _any(self, flag: bool) -> bool:
+        """Whether the flag is set on any process, so that all leave the loop, or save, at one step."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.device)).item())
+
+    def _evaluate(self, evaluate) -> None:
+        if self.is_sharded:  # the networks cannot run outside of the training step
+            return
+        if self.accelerator.is_main_process:
+            self.model.eval()
+            if self.ema is not None:
+                self.ema.store(self._trained().values())
+                self.ema.copy_to(self._trained().values())
+            try:
+                with torch.no_grad(), self.accelerator.autocast():
+                    scores = evaluate(self.step)
+                if scores:
+                    self._write({'step': self.step, **scores})
+                if scores.get('score', -math.inf) > self.best.get('score', -math.inf):
+                    self._keep_best(scores)
+            finally:
+                if self.ema is not None:
+                    self.ema.restore(self._trained().values())
+        self.accelerator.wait_for_everyone()
+
+    def _keep_best(self, scores: dict[str, float]) -> None:
+        fresh = self.folder / 'best.new'
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        trained = {name: p.detach().contiguous() for name, p in self._trained().items()}
+        save_file(trained, fresh / 'weights.safetensors')
+        _complete(self.folder / 'best', {'step': self.step, **scores})
 
     def _log(self, losses: dict[str, float], seconds: float) -> None:
-        record = {'step': self.step, 'seconds': round(seconds, 1), **losses}
-        with self.log_path.open('a') as file:
-            file.write(json.dumps(record) + '\n')
+        if self.accelerator.num_processes > 1:
+            values = torch.tensor(list(losses.values()), device=self.device)
+            losses = dict(zip(losses, self.accelerator.reduce(values, 'mean').tolist(), strict=True))
+        self._write({'step': self.step, 'seconds': round(seconds, 1), **losses})
+
+    def _write(self, record: dict[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            with self.log_path.open('a') as file:
+                file.write(json.dumps(record) + '\n')
+            for tracker in self.accelerator.trackers:
+                tracker.log({k: v for k, v in record.items() if k not in ('step', 'seconds')}, step=self.step)
+
+
+def _complete(kept: Path, record: dict) -> None:
+    """Put `record` into the folder `kept`.new and the folder in the place of `kept`."""
+    fresh, old = (kept.with_name(kept.name + suffix) for suffix in ('.new', '.old'))
+    (fresh / RECORD).write_text(json.dumps(record))
+    shutil.rmtree(old, ignore_errors=True)
+    if kept.exists():
+        kept.rename(old)
+    fresh.rename(kept)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover_folder(kept: Path) -> None:
+    """Finish what a kill between the two renames of `_complete` left."""
+    for suffix in ('.new', '.old'):
+        other = kept.with_name(kept.name + suffix)
+        if not kept.exists() and (other / RECORD).exists():
+            other.rename(kept)

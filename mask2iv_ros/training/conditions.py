@@ -1,0 +1,95 @@
+"""What stage 1 is told of a training clip: text, goal or both, in every form that a user can give them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mask2iv_ros import labels as lb
+from mask2iv_ros.planning.request import move_mask
+from mask2iv_ros.training.arrays import goal_labels
+
+#: Forms of a goal, in the order of `goal_variants`.
+GOAL_FORMS = ('mask', 'box', 'point')
+
+
+@dataclass
+class ConditionShares:
+    """Share of samples that see each condition.
+
+    Attributes:
+        text_only, goal_only: of all samples; the others see both. The paper's text mode is `text_only` 1, its
+            position mode `goal_only` 1.
+        goal_box, goal_point: of the samples with a goal: it is a filled box, or a pixel; the others see the
+            object's mask at the end, as in the paper.
+        no_actor: of all samples: the first masks do not show the actor, which is there and will move.
+    """
+
+    text_only: float = 0.35
+    goal_only: float = 0.25
+    goal_box: float = 0.2
+    goal_point: float = 0.3
+    no_actor: float = 0.1
+
+    def __post_init__(self):
+        shares = vars(self).values()
+        sums = self.text_only + self.goal_only, self.goal_box + self.goal_point, self.no_actor
+        if min(shares) < 0 or max(sums) > 1 + 1e-9:
+            raise ValueError(
+                'conditions: expected shares of at least 0, text_only + goal_only, goal_box + goal_point and '
+                f'no_actor each at most 1, got {self}'
+            )
+
+
+@dataclass
+class Conditions:
+    """What is drawn for a batch.
+
+    `text`, `goal`, `actor`: (B,) bool, whether the sample sees it. `goal_form`: (B,) int64, see `GOAL_FORMS`.
+    """
+
+    text: torch.Tensor
+    goal: torch.Tensor
+    goal_form: torch.Tensor
+    actor: torch.Tensor
+
+
+def draw_conditions(
+    shares: ConditionShares, has_goal: torch.Tensor, generator: torch.Generator
+) -> Conditions:
+    """Draw for a batch of which only the samples `has_goal` (B,) bool have a goal; the others see text."""
+    mode, form, actor = torch.rand(3, len(has_goal), generator=generator)
+    text_only = (mode < shares.text_only) | ~has_goal
+    goal_only = ~text_only & (mode < shares.text_only + shares.goal_only)
+    is_point = (form >= shares.goal_box) & (form < shares.goal_box + shares.goal_point)
+    return Conditions(
+        text=~goal_only,
+        goal=~text_only,
+        goal_form=(form < shares.goal_box).long() + 2 * is_point.long(),
+        actor=actor >= shares.no_actor,
+    )
+
+
+def without_actor(labels: np.ndarray) -> np.ndarray:
+    """The label images with the actor painted over by background."""
+    return np.where(labels == lb.ACTOR, lb.BACKGROUND, labels).astype(np.uint8)
+
+
+def goal_variants(labels: np.ndarray) -> np.ndarray:
+    """(3, h, w) label images: the goal of a (T, h, w) clip in every form of `GOAL_FORMS`.
+
+    The box is the filled rectangle around the goal; the pixel is the goal's centroid, to which the first
+    object mask is moved, as `GenerationRequest` does. All are empty where the clip ends without an object; a
+    clip that begins without one has the goal's mask for the pixel too.
+    """
+    goal, first = goal_labels(labels), without_actor(labels[0]) != lb.BACKGROUND
+    target = goal != lb.BACKGROUND
+    if not target.any():
+        return np.stack([goal] * 3)
+    rows, columns = np.flatnonzero(target.any(axis=1)), np.flatnonzero(target.any(axis=0))
+    box = np.zeros_like(target)
+    box[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+    point = move_mask(first, lb.centroid(target)) if first.any() else target
+    return np.stack([goal, lb.combine_masks(box), lb.combine_masks(point)])

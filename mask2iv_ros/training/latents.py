@@ -1,0 +1,129 @@
+"""What the frozen networks make of the training clips, computed once and memory mapped.
+
+A step that ran VAE, text and image encoder itself would cost several times as much. Arrays are written row by
+row and a stopped run goes on where it was, so neither their size nor their time matters (13,000 clips of 16
+frames at 320 x 512 are about 4 GB an array).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from tqdm import tqdm
+
+from mask2iv_ros.pipelines.components import images_to_tensor
+from mask2iv_ros.training.arrays import ClipArrays
+
+#: Images that the VAE encodes at once.
+ENCODE_BATCH = 16
+#: Rows after which a stopped run goes on.
+SAVE_ROWS = 16
+
+
+def cached_rows(
+    path: Path, count: int, rows: Callable[[int], Iterator[np.ndarray]], stamp: str
+) -> np.ndarray:
+    """The (count, ...) array `path`.npy, read-only and memory mapped, made or finished first where needed.
+
+    Args:
+        path: without suffix; `path`.json says what the array was made of and how much of it there is.
+        rows: `rows(start)` yields the rows from `start` on, equal in shape and dtype.
+        stamp: what the rows depend on; an array of another stamp is made anew.
+
+    Raises:
+        OSError: the disk has no room for the array (writing to a mapped file would kill the process).
+        ValueError: there are fewer rows than `count`.
+    """
+    file, record = path.with_suffix('.npy'), path.with_suffix('.json')
+    made = json.loads(record.read_text()) if record.is_file() else {}
+    done = made['done'] if made.get('made_of') == [stamp, count] and file.is_file() else 0
+    if done < count:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        array = np.load(file, mmap_mode='r+') if done else None
+        progress = tqdm(rows(done), initial=done, total=count, desc=path.name, unit='clip', mininterval=2)
+        for row in progress:
+            if array is None:
+                record.unlink(missing_ok=True)
+                array = _new_array(file, (count, *row.shape), row.dtype)
+            array[done] = row
+            done += 1
+            if done % SAVE_ROWS == 0 or done == count:
+                array.flush()
+                fresh = record.with_suffix('.json.new')
+                fresh.write_text(json.dumps({'made_of': [stamp, count], 'done': done}))
+                os.replace(fresh, record)
+        if done != count:
+            raise ValueError(f'{path}: expected {count} rows, got {done}')
+    return np.load(file, mmap_mode='r')
+
+
+def _new_array(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    file.unlink(missing_ok=True)
+    needed, free = int(np.prod(shape)) * dtype.itemsize, shutil.disk_usage(file.parent).free
+    if needed > free:
+        raise OSError(f'{file}: needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB')
+    return np.lib.format.open_memmap(file, 'w+', dtype, shape)
+
+
+@torch.no_grad()
+def encode_images(vae, images: np.ndarray) -> np.ndarray:
+    """(..., H, W, 3) uint8 images -> (..., C, h, w) float16 latents, scaled by the VAE's `scaling_factor`."""
+    flat = images.reshape(-1, *images.shape[-3:])
+    latents = []
+    for start in range(0, len(flat), ENCODE_BATCH):
+        pixels = images_to_tensor(flat[start : start + ENCODE_BATCH], vae.device)
+        with torch.autocast(vae.device.type, torch.bfloat16):
+            batch = vae.encode(pixels.to(vae.dtype)).latent_dist.mode()
+        latents.append((batch * vae.config.scaling_factor).to('cpu', torch.float16))
+    latents = torch.cat(latents).numpy()
+    return latents.reshape(*images.shape[:-3], *latents.shape[1:])
+
+
+def weights_id(*models: torch.nn.Module | None) -> str:
+    """sha256, hex, of the names and values of all weights."""
+    digest = hashlib.sha256()
+    for model in models:
+        for name, tensor in sorted(model.state_dict().items() if model is not None else ()):
+            digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class LatentCache:
+    """Arrays of the training clips in one folder, each made on first use by the process that comes first.
+
+    Attributes:
+        id: what all of them depend on: the clips and the VAE.
+    """
+
+    def __init__(self, arrays: ClipArrays, vae, folder: Path):
+        self.arrays, self.vae, self.folder = arrays, vae, folder
+        self.id = f'{arrays.digest} {weights_id(vae)}'
+
+    def encoded(self, name: str, images: Callable[[int], np.ndarray], made_of: str = '') -> np.ndarray:
+        """Latents of `images(i)` ((..., H, W, 3) uint8) for every clip i: (N, ..., C, h, w) float16."""
+        return self.rows(name, lambda i: encode_images(self.vae, images(i)), f'{self.id} {made_of}')
+
+    def rows(self, name: str, row: Callable[[int], np.ndarray], made_of: str) -> np.ndarray:
+        """`row(i)` for every clip i; `made_of` says what it depends on."""
+        return self.batches(name, lambda start: (row(i) for i in range(start, len(self.arrays))), made_of)
+
+    def batches(
+        self,
+        name: str,
+        rows: Callable[[int], Iterator[np.ndarray]],
+        made_of: str,
+        count: int | None = None,
+    ) -> np.ndarray:
+        """See `cached_rows`; as many rows as clips if `count` is None."""
+        with PartialState().main_process_first():
+            return cached_rows(
+                self.folder / name, len(self.arrays) if count is None else count, rows, made_of
+            )
