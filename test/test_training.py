@@ -3,7 +3,10 @@
 import contextlib
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +110,120 @@ class TestTrainer:
         done = trainer.run(lambda g: {'loss': trainer.model(torch.ones(1, 1)).sum()}, max_minutes=0.02)
         assert not done
         assert 0 < trainer.step < 10**6
+
+
+class TestBestWeights:
+    SCORES = (1.0, 3.0, float('nan'), 2.0, 3.0)
+
+    def train(self, folder: Path, scores, seen: list | None = None, ema_decay: float | None = 0.9) -> Trainer:
+        torch.manual_seed(0)
+        schedule = Schedule(steps=10, learning_rate=0.05, warmup_steps=0, ema_decay=ema_decay)
+        trainer = Trainer(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.5)), folder, schedule)
+
+        def loss_at(generator):
+            x = torch.randn(8, 4, generator=generator)
+            return {'loss': (trainer.model(x) - x).float().square().mean()}
+
+        def evaluate(step: int) -> dict[str, float]:
+            torch.rand(100)  # whatever it draws
+            if seen is not None:
+                seen.append(trainer.model[0].weight.clone())
+            return {'score': scores[step // 2 - 1]}
+
+        assert trainer.run(loss_at, evaluate=evaluate if scores else None, evaluate_steps=2)
+        return trainer
+
+    @pytest.mark.parametrize('ema_decay', [0.9, None])
+    def test_the_first_of_the_highest_scores_is_kept_and_exported(self, tmp_path, ema_decay):
+        seen = []
+        trainer = self.train(tmp_path, self.SCORES, seen, ema_decay)
+        assert trainer.best == {'step': 4, 'score': 3.0}
+        assert torch.equal(trainer.final_state(best=True)['0.weight'], seen[1])
+        assert torch.equal(trainer.final_state()['0.weight'], seen[4])
+        assert not torch.equal(seen[1], seen[4])
+
+    def test_scores_do_not_change_the_training(self, tmp_path):
+        states = [
+            self.train(tmp_path / name, scores).final_state()
+            for name, scores in (('with', self.SCORES), ('without', None))
+        ]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+    def test_without_scores_the_last_weights_are_the_best(self, tmp_path):
+        trainer = self.train(tmp_path, None)
+        assert trainer.best == {}
+        assert torch.equal(trainer.final_state(best=True)['0.weight'], trainer.final_state()['0.weight'])
+
+    def test_scores_are_logged(self, tmp_path):
+        self.train(tmp_path, self.SCORES)
+        lines = [json.loads(line) for line in (tmp_path / 'losses.jsonl').read_text().splitlines()]
+        assert [line['score'] for line in lines if line['step'] == 4] == [3.0]
+        assert list((tmp_path / 'tensorboard').glob('events*'))
+
+
+class TestSchedule:
+    def test_a_cosine_falls_to_two_percent(self):
+        schedule = Schedule(steps=100, learning_rate=1.0, warmup_steps=10)
+        rates = [schedule.learning_rate_at(step) for step in range(101)]
+        assert rates[0] == 0.1
+        assert rates[10] == max(rates) == 1
+        assert rates[100] == pytest.approx(0.02)
+
+    def test_a_constant_rate_stays(self):
+        schedule = Schedule(steps=100, learning_rate=0.5, warmup_steps=0, decay='constant')
+        assert {schedule.learning_rate_at(step) for step in range(100)} == {0.5}
+
+    @pytest.mark.parametrize('wrong', [{'decay': 'linear'}, {'mixed_precision': 'fp8'}])
+    def test_what_it_does_not_know_is_refused(self, wrong):
+        with pytest.raises(ValueError, match='expected'):
+            Schedule(steps=1, learning_rate=1.0, **wrong)
+
+
+TWO_PROCESSES = """
+import json, os, signal, sys, torch
+from pathlib import Path
+from accelerate import PartialState
+from mask2iv_ros.training.trainer import Schedule, Trainer
+
+state = PartialState(cpu=True)
+folder = Path(sys.argv[1])
+torch.manual_seed(0)
+trainer = Trainer(torch.nn.Linear(4, 2), folder, Schedule(9, 0.05, gradient_accumulation_steps=2))
+drawn = []
+
+def loss_at(generator):
+    x = torch.randn(8, 4, generator=generator)
+    drawn.append(x.sum().item())
+    if trainer.step == 3 and state.process_index == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return {'loss': (trainer.model(x) - x[:, :2]).float().square().mean()}
+
+done = trainer.run(loss_at, evaluate=lambda step: {'score': 1.0}, evaluate_steps=2)
+weights = trainer.final_state()['weight'].tolist()
+result = {'step': trainer.step, 'done': done, 'drawn': drawn, 'weights': weights}
+(folder / f'result_{state.process_index}.json').write_text(json.dumps(result))
+"""
+
+
+def test_two_processes_see_different_batches_and_stay_one_model(tmp_path):
+    """A signal to the second stops both at the same step; the first alone scores and writes."""
+    (tmp_path / 'script.py').write_text(TWO_PROCESSES)
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+    run = subprocess.run(
+        [*command, str(tmp_path / 'script.py'), str(tmp_path / 'out')],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+    )
+    assert run.returncode == 0, run.stderr
+    first, second = (json.loads((tmp_path / f'out/result_{rank}.json').read_text()) for rank in range(2))
+    assert (first['step'], first['done']) == (second['step'], second['done']) == (4, False)
+    assert json.loads((tmp_path / 'out/checkpoint/step.json').read_text())['step'] == 4
+    assert len(first['drawn']) == len(second['drawn']) == 8
+    assert not set(first['drawn']) & set(second['drawn'])
+    assert first['weights'] == second['weights']
+    lines = [json.loads(line) for line in (tmp_path / 'out/losses.jsonl').read_text().splitlines()]
+    assert [line['step'] for line in lines] == [2, 4]
 
 
 @pytest.fixture(scope='module')

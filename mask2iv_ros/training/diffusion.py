@@ -151,10 +151,11 @@ class StageTrainer(ABC):
         self.folder, self.options, self.seed = folder, options, seed
         self.scheduler = pipeline.scheduler
         self.device = cache.vae.device
-        self.dtype = torch.bfloat16 if self.device.type == 'cuda' else torch.float32
         for network in (pipeline.text_encoder, pipeline.image_encoder):
             if network is not None:
-                network.to(self.device, self.dtype).requires_grad_(False)
+                network.to(self.device).requires_grad_(False)
+                if self.device.type == 'cuda':
+                    network.bfloat16()
         self.latents = self._encode()
         self.texts, self.text_index = self._encode_texts()
         self.features = self._encode_features()
@@ -249,8 +250,8 @@ class StageTrainer(ABC):
         model = StageModel(self.pipeline.unet, self.pipeline.image_projector)
         self.base_unet = copy.deepcopy(model.unet) if self.options.trained == 'lora' else None
         torch.manual_seed(self.seed)
-        if self.options.trained == 'lora':
-            model.to(self.dtype)
+        if self.options.trained == 'lora' and self.device.type == 'cuda':
+            model.bfloat16()
         select_trained(model, self.options.trained, self.options.lora_rank)
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -357,7 +358,7 @@ class StageTrainer(ABC):
             for name, network in (('unet', unet), ('image_projector', projector)):
                 if network is not None:
                     network.register_to_config(_name_or_path='')  # else it remembers where it came from
-                    network.to(torch.float16).save_pretrained(self.folder / name)
+                    network.half().save_pretrained(self.folder / name)
             record = {
                 'residual_scale': pipeline.config.residual_scale,
                 'best': self.trainer.best if best else None,

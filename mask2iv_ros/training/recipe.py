@@ -86,7 +86,7 @@ class Recipe:
 
     def __init__(self, config: Path, data: Path, folder: Path, init: str | Path | None = None):
         # The first process makes arrays while the others wait at a barrier, which may take hours.
-        self.state = PartialState(timeout=timedelta(days=2))
+        self.state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=2))
         self.config = yaml.safe_load(config.read_text())
         self.data, self.folder = data, folder
         self.parts = [part for part in PARTS if part in self.config]

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 
 import torch
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from mask2iv_ros.models.resampler import Resampler
 from mask2iv_ros.models.unet import DynamiCrafterUNet
@@ -66,7 +67,7 @@ def select_trained(model: StageModel, trained: str, lora_rank: int = 16) -> None
 def merge_adapter(base: DynamiCrafterUNet, folder: Path) -> DynamiCrafterUNet:
     """A copy of `base` with the adapter that `save_lora_adapter` wrote into `folder` added to its weights."""
     merged = copy.deepcopy(base)
-    merged.load_lora_adapter(folder, prefix=None)
+    merged.load_lora_adapter(folder, weight_name=LORA_WEIGHT_NAME_SAFE, prefix=None)
     merged.fuse_lora()
     merged.unload_lora()
     return merged

@@ -1,0 +1,386 @@
+"""Training one stage of an existing model: what is trained, what stays, what it is trained on."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from safetensors.torch import load_file
+from test_training import moving_clip
+
+from mask2iv_ros import labels as lb
+from mask2iv_ros.data.lerobot import LeRobotClipWriter
+from mask2iv_ros.models.resampler import Resampler
+from mask2iv_ros.models.unet import DynamiCrafterUNet
+from mask2iv_ros.pipelines.loading import load_pipeline
+from mask2iv_ros.training import trainer as trainer_module
+from mask2iv_ros.training.arrays import goal_labels
+from mask2iv_ros.training.recipe import Recipe
+from mask2iv_ros.training.trained_parts import StageModel, count_trained, merge_adapter, select_trained
+from tiny_model import build_tiny_pipeline
+
+CONFIGS = Path(__file__).parents[1] / 'config' / 'train'
+STAGE_CONFIGS = sorted(path.stem for path in CONFIGS.glob('*_*.yaml'))
+UNET = {
+    'in_channels': 12,
+    'out_channels': 4,
+    'block_out_channels': [8, 16],
+    'layers_per_block': 1,
+    'attention_resolutions': [2],
+    'attention_head_dim': 8,
+    'cross_attention_dim': 384,
+    'norm_num_groups': 4,
+}
+PROJECTOR = {
+    'embedding_dim': 4,
+    'output_dim': 384,
+    'hidden_dim': 16,
+    'num_layers': 1,
+    'num_attention_heads': 2,
+    'attention_head_dim': 8,
+    'num_queries': 1,
+    'num_frames': 8,
+}
+
+
+@pytest.fixture(scope='module')
+def init(tmp_path_factory) -> Path:
+    """A model that has been trained: no layer is zero, as some are in a new one."""
+    folder = tmp_path_factory.mktemp('init') / 'model'
+    pipeline = build_tiny_pipeline()
+    for unet in (pipeline.trajectory_unet, pipeline.video_unet):
+        for parameter in unet.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.05)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('data')
+    with LeRobotClipWriter(folder / 'train') as writer:
+        for seed in range(5):
+            writer.add(moving_clip(seed))
+    return folder
+
+
+def make_recipe(
+    folder: Path, data: Path, init: Path | str | None, stage: str = 'trajectory', **more
+) -> Recipe:
+    """A recipe for `stage` in `folder`; `more` are options of the stage, or whole sections."""
+    sections = {key: more.pop(key) for key in ('unet', 'image_projector') if key in more}
+    schedule = {'steps': 3, 'learning_rate': 0.01, 'warmup_steps': 0, 'decay': 'constant'}
+    schedule |= more.pop('schedule', {})
+    config = {
+        'name': 'tuned',
+        'validation': {'clips': 1, 'num_inference_steps': 1, 'export': 'last'},
+        stage: {'options': {'batch_size': 2, **more}, 'schedule': schedule},
+        **sections,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'config.yaml').write_text(yaml.safe_dump(config))
+    return Recipe(folder / 'config.yaml', data, folder / 'run', init)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob('*')) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope='module')
+def spatial(tmp_path_factory, data, init) -> Recipe:
+    recipe = make_recipe(tmp_path_factory.mktemp('spatial'), data, init, trained='spatial')
+    assert recipe.train('trajectory')
+    recipe.assemble()
+    return recipe
+
+
+class TestSpatial:
+    """The paper's choice: the temporal layers stay."""
+
+    def test_every_other_part_of_the_model_is_taken_over_as_it_is(self, spatial, init):
+        before, after = digests(init), digests(spatial.folder / 'model')
+        changed = {name for name in before | after if before.get(name) != after.get(name)}
+        assert {Path(name).parts[0] for name in changed} == {'trajectory_unet', 'model_index.json'}
+
+    def test_temporal_layers_stay_and_all_others_are_trained(self, spatial, init):
+        before = DynamiCrafterUNet.from_pretrained(init / 'trajectory_unet')
+        after = DynamiCrafterUNet.from_pretrained(spatial.folder / 'model/trajectory_unet')
+        moved = {
+            name
+            for (name, new), old in zip(after.named_parameters(), before.parameters(), strict=True)
+            if not torch.allclose(new, old.half().float(), atol=1e-4)
+        }
+        temporal = {
+            n for n, _ in before.named_parameters() if 'temporal_conv.' in n or 'transformer_in.' in n
+        }
+        assert temporal
+        assert not moved & temporal
+        assert len(moved) > 0.9 * (len(list(before.parameters())) - len(temporal))
+
+    def test_the_result_is_a_model_that_opens_and_generates(self, spatial):
+        pipeline = load_pipeline(spatial.folder / 'model', 'cpu')
+        assert pipeline.config.name == 'tuned'
+        assert pipeline.config.num_inference_steps == 2  # the model's own
+        assert pipeline.trajectory_image_projector is None
+        clip = moving_clip(9)
+        framed = np.pad(clip.frames[:1], ((0, 0), (0, 0), (8, 8), (0, 0)))
+        labels = np.pad(clip.labels[:1], ((0, 0), (0, 0), (8, 8)))
+        assert pipeline(framed, labels, 'push it').frames.shape == (1, 8, 32, 48, 3)
+
+    def test_a_unet_without_temporal_layers_has_nothing_to_freeze(self):
+        unet = DynamiCrafterUNet(**UNET, temporal_conv=False, temporal_transformer_in=False)
+        with pytest.raises(ValueError, match='freezes temporal layers'):
+            select_trained(StageModel(unet, None), 'spatial')
+
+    def test_at_full_size_it_trains_what_the_released_code_reports(self):
+        with torch.device('meta'):
+            model = StageModel(DynamiCrafterUNet(), Resampler())
+        select_trained(model, 'spatial')
+        assert count_trained(model.unet)['tensors'] == 1516
+        assert count_trained(model.unet)['trained_tensors'] == 1138
+        assert count_trained(model.image_projector)['trained_tensors'] == 51
+        assert round(count_trained(model)['trained_parameters'] / 1e9, 1) == 1.2
+
+
+@pytest.fixture(scope='module')
+def lora(tmp_path_factory, data, init) -> Recipe:
+    folder = tmp_path_factory.mktemp('lora')
+    recipe = make_recipe(folder, data, init, 'video', trained='lora', lora_rank=2)
+    assert recipe.train('video')
+    recipe.assemble()
+    return recipe
+
+
+class TestLora:
+    def test_a_checkpoint_holds_the_adapter_alone(self, lora, init):
+        saved = load_file(lora.folder / 'video/checkpoint/trained.safetensors')
+        base = DynamiCrafterUNet.from_pretrained(init / 'video_unet')
+        assert all('lora_' in name for name in saved)
+        assert sum(t.numel() for t in saved.values()) < 0.1 * base.num_parameters()
+        assert any(t.any() for name, t in saved.items() if 'lora_B' in name)  # it has learned
+
+    def test_only_attention_changes_in_the_model(self, lora, init):
+        before = load_file(init / 'video_unet/diffusion_pytorch_model.safetensors')
+        after = load_file(lora.folder / 'model/video_unet/diffusion_pytorch_model.safetensors')
+        assert before.keys() == after.keys()
+        changed = {name for name in before if not torch.equal(before[name].half(), after[name])}
+        assert changed
+        assert all('.attn' in name and '.to_' in name for name in changed)
+
+    def test_the_merged_weights_do_what_base_and_adapter_do(self, lora, init):
+        base = DynamiCrafterUNet.from_pretrained(init / 'video_unet').eval()
+        adapter = lora.folder / 'video/adapter'
+        merged = merge_adapter(base, adapter)
+        inputs = torch.randn(1, 12, 8, 4, 6), torch.tensor([500]), torch.randn(1, 24, 384)
+        with torch.no_grad():
+            plain = base(*inputs).sample
+            base.load_lora_adapter(adapter, weight_name=LORA_WEIGHT_NAME_SAFE, prefix=None)
+            adapted = base(*inputs).sample
+            torch.testing.assert_close(merged(*inputs).sample, adapted, atol=1e-5, rtol=1e-4)
+        assert (adapted - plain).abs().max() > 1e-4
+
+
+class TestResume:
+    def test_a_killed_run_repeats_the_losses_it_lost(self, tmp_path, data, init, monkeypatch):
+        """With dropout, accumulated gradients and scores on the way."""
+        monkeypatch.setattr(trainer_module, 'LOG_STEPS', 1)
+
+        def run(folder: Path, killed_at: int | None) -> list[dict]:
+            recipe = make_recipe(
+                folder,
+                data,
+                init,
+                unet={**UNET, 'dropout': 0.2},
+                image_projector=PROJECTOR,
+                schedule={'steps': 5, 'gradient_accumulation_steps': 2},
+            )
+            recipe.validation.every_steps = 2
+            stage = recipe.stage_trainer('trajectory')
+            if killed_at is not None:
+                original = stage.loss_at
+
+                def dying(generator):
+                    if stage.trainer.step == 2:
+                        stage.trainer.save()
+                    if stage.trainer.step == killed_at:
+                        raise KeyboardInterrupt
+                    return original(generator)
+
+                stage.loss_at = dying
+                with pytest.raises(KeyboardInterrupt):
+                    stage.run(recipe.arrays('val'), validation=recipe.validation)
+                return run(folder, None)
+            assert stage.run(recipe.arrays('val'), validation=recipe.validation)
+            lines = map(json.loads, (folder / 'run/trajectory/losses.jsonl').read_text().splitlines())
+            return [{key: value for key, value in line.items() if key != 'seconds'} for line in lines]
+
+        whole, parts = run(tmp_path / 'whole', None), run(tmp_path / 'parts', 4)
+        assert [line['step'] for line in whole if 'loss' in line] == [1, 2, 3, 4, 5]
+        assert whole == parts
+        exported = [tmp_path / name / 'run/trajectory/unet' for name in ('whole', 'parts')]
+        assert digests(exported[0]) == digests(exported[1])
+
+
+class TestPredictedMasks:
+    def test_stage_two_sees_what_stage_one_predicts(self, tmp_path, data, init):
+        damage = {'dilate_erode': 0, 'predicted': 1.0}
+        recipe = make_recipe(tmp_path, data, init, 'video', damage=damage, foreground_weight=1)
+        stage = recipe.stage_trainer('video')
+        pipeline = load_pipeline(init, 'cpu').trajectory
+        arrays = recipe.arrays('train')
+        expected = pipeline(
+            arrays.frames[:1, 0],
+            arrays.labels[:1, 0],
+            arrays.tasks[:1],
+            goal_labels(arrays.labels[:1]),
+            generator=[torch.Generator().manual_seed(0)],
+        ).labels[0]
+        assert (stage.predicted[0] != expected).mean() < 0.01
+        assert (stage.predicted[0] != arrays.labels[0]).any()
+        condition = stage._inputs(np.array([0, 2]), torch.Generator().manual_seed(0))[2]
+        torch.testing.assert_close(condition[:, 4:], stage._load('predicted', np.array([0, 2])))
+
+    def test_another_stage_one_predicts_anew(self, tmp_path, data, init):
+        made = []
+        for seed in range(2):
+            torch.manual_seed(seed)
+            recipe = make_recipe(tmp_path, data, init, 'video', damage={'predicted': 0.5})
+            whole = load_pipeline(init, 'cpu')
+            torch.nn.init.normal_(whole.trajectory_unet.conv_out.weight, std=0.2)
+            whole.save_pretrained(tmp_path / f'init{seed}')
+            recipe.init = tmp_path / f'init{seed}'
+            recipe.stage_trainer('video')
+            made.append((tmp_path / 'run/latents/predicted_labels.json').stat().st_mtime_ns)
+            recipe.stage_trainer('video')
+            made.append((tmp_path / 'run/latents/predicted_labels.json').stat().st_mtime_ns)
+        assert made[0] == made[1] < made[2] == made[3]
+
+
+class TestTrajectoryInputs:
+    """What a batch of stage 1 holds."""
+
+    def stage(self, tmp_path, data, init, **conditions):
+        defaults = {'text_only': 0, 'goal_only': 0, 'goal_box': 0, 'goal_point': 0, 'no_actor': 0}
+        return make_recipe(tmp_path, data, init, conditions=defaults | conditions).stage_trainer('trajectory')
+
+    def test_text_mode_repeats_the_first_masks(self, tmp_path, data, init):
+        stage = self.stage(tmp_path, data, init, text_only=1)
+        clips = np.array([1, 2])
+        target, first, condition, text = stage._inputs(clips, torch.Generator().manual_seed(0))
+        masks = stage._load('masks', clips)
+        torch.testing.assert_close(target, masks)
+        torch.testing.assert_close(condition[:, :4], masks[:, :, :1].expand_as(masks))
+        torch.testing.assert_close(first, masks[:, :, 0])
+        assert sorted(text) == sorted(stage.text_index[clips])
+        assert 'goals' not in stage.latents
+
+    def test_position_mode_has_the_goal_last_and_no_text(self, tmp_path, data, init):
+        stage = self.stage(tmp_path, data, init, goal_only=1)
+        _, _, condition, text = stage._inputs(np.array([1, 2]), torch.Generator().manual_seed(0))
+        torch.testing.assert_close(condition[:, :4, -1], stage._load('goals', np.array([1, 2]), [0, 0]))
+        assert not condition[:, :4, 1:-1].any()
+        assert not text.any()
+
+    def test_an_unseen_actor_is_missing_from_the_condition_and_kept_in_the_target(self, tmp_path, data, init):
+        stage = self.stage(tmp_path, data, init, text_only=1, no_actor=1)
+        target, first, condition, _ = stage._inputs(np.array([1]), torch.Generator().manual_seed(0))
+        torch.testing.assert_close(condition[:, :4, 0], stage._load('no_actor', np.array([1])))
+        torch.testing.assert_close(first, condition[:, :4, 0])
+        assert (first - target[:, :, 0]).abs().max() > 0.01
+
+
+class TestConfigurations:
+    @pytest.mark.parametrize('name', STAGE_CONFIGS)
+    def test_each_names_one_stage_and_builds_its_options(self, name, init, tmp_path):
+        recipe = Recipe(CONFIGS / f'{name}.yaml', tmp_path, tmp_path / 'run', init)
+        (stage,) = recipe.parts
+        assert name.endswith(stage)
+
+    def test_all_of_them_are_there(self):
+        sets = ('bridge', 'hoi4d', 'lora', 'metaworld')
+        assert (
+            sorted(f'{name}_{stage}' for name in sets for stage in ('trajectory', 'video')) == STAGE_CONFIGS
+        )
+
+    @pytest.mark.parametrize('name', [name for name in STAGE_CONFIGS if not name.startswith('lora')])
+    def test_the_papers_recipe(self, name, init, tmp_path):
+        recipe = Recipe(CONFIGS / f'{name}.yaml', tmp_path, tmp_path / 'run', init)
+        ((schedule, options),) = recipe.options.values()
+        assert recipe.config['sampling'] == {'num_inference_steps': 50, 'eta': 1.0, 'fps': 15.0}
+        assert not options.residual
+        assert not options.weigh_vacated
+        if name.endswith('trajectory'):
+            mode = {'text_only': 0.0, 'goal_only': 0.0, 'goal_box': 0.0, 'goal_point': 0.0, 'no_actor': 0.0}
+            mode |= {'goal_only': 1.0} if name.startswith('bridge') else {'text_only': 1.0}
+            assert asdict(options.conditions) == mode
+            assert options.foreground_weight == 5
+        else:
+            assert options.damage.drawn.pop('dilate_erode') == 0.2
+            assert sum(asdict(options.damage).values()) == 0.2
+            assert (options.foreground_weight, options.contact_weight) == (1, 5)
+        if not name.startswith('metaworld'):
+            assert (schedule.learning_rate, schedule.decay, schedule.ema_decay) == (1e-5, 'constant', None)
+            assert schedule.max_grad_norm == 0.5
+            assert options.batch_size * schedule.gradient_accumulation_steps == 8
+            assert options.trained == 'spatial'
+            assert recipe.config['sample_size'] == [320, 512]
+
+    def test_the_default_trains_a_whole_model_on_all_controls(self, tmp_path):
+        recipe = Recipe(CONFIGS / 'mask2iv-sim.yaml', tmp_path, tmp_path / 'run')
+        assert recipe.parts == ['autoencoder', 'trajectory', 'video']
+        assert all(asdict(recipe.options['trajectory'][1].conditions).values())
+        assert all(asdict(recipe.options['video'][1].damage).values())
+
+    def test_new_networks_start_from_the_models_autoencoder(self, tmp_path, data, init):
+        recipe = make_recipe(
+            tmp_path, data, init, unet=UNET, image_projector=PROJECTOR, residual=False, foreground_weight=2
+        )
+        assert recipe.train('trajectory')
+        pipeline = load_pipeline(recipe.assemble(), 'cpu')
+        assert pipeline.trajectory_image_projector.config.num_queries == 1
+        assert pipeline.config.trajectory_residual_scale is None
+
+    def test_a_network_goes_on_with_the_targets_it_was_made_for(self, tmp_path, data, init):
+        with pytest.raises(ValueError, match=r'residual: True, but the model .* residual_scale None'):
+            make_recipe(tmp_path, data, init, residual=True).stage_trainer('trajectory')
+
+    @pytest.mark.parametrize(
+        ('change', 'message'),
+        [
+            ({'trajectroy': {}}, r"unknown key \['trajectroy'\]"),
+            ({'name': None}, 'says nothing|expected'),
+            ({'unet': UNET}, 'expected unet and image_projector, or neither'),
+            ({'scheduler': {}}, 'are those of the model'),
+        ],
+    )
+    def test_a_configuration_that_makes_no_sense_says_why(self, change, message, tmp_path, data, init):
+        config = {'name': 'x', 'trajectory': {'options': {}, 'schedule': {'steps': 1, 'learning_rate': 1}}}
+        config = {key: value for key, value in (config | change).items() if value is not None}
+        (tmp_path / 'config.yaml').write_text(yaml.safe_dump(config))
+        with pytest.raises(ValueError, match=message):
+            Recipe(tmp_path / 'config.yaml', data, tmp_path, init)
+
+    def test_a_stage_needs_a_model_to_start_from(self, tmp_path, data):
+        with pytest.raises(ValueError, match='a model to start from'):
+            make_recipe(tmp_path, data, None)
+        with pytest.raises(ValueError, match=r'nowhere has no model_index\.json'):
+            make_recipe(tmp_path, data, tmp_path / 'nowhere')
+
+    def test_the_embedded_model_is_one(self, tmp_path, data):
+        recipe = make_recipe(tmp_path, data, 'mask2iv-sim')
+        assert recipe.config['sample_size'] == [128, 160]
+
+
+def test_held_out_clips_are_not_trained_on(tmp_path, data, init):
+    recipe = make_recipe(tmp_path, data, init)
+    frames = {split: recipe.arrays(split).frames for split in ('train', 'val')}
+    assert (len(frames['train']), len(frames['val'])) == (4, 1)
+    assert not (frames['train'] == frames['val']).all(axis=(1, 2, 3, 4)).any()
+    assert lb.OBJECT in recipe.arrays('val').labels
