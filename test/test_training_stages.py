@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from test_training import moving_clip
 
 from mask2iv_ros import labels as lb
+from mask2iv_ros.cli import main
 from mask2iv_ros.data.lerobot import LeRobotClipWriter
 from mask2iv_ros.models.resampler import Resampler
 from mask2iv_ros.models.unet import DynamiCrafterUNet
@@ -376,6 +377,30 @@ class TestConfigurations:
     def test_the_embedded_model_is_one(self, tmp_path, data):
         recipe = make_recipe(tmp_path, data, 'mask2iv-sim')
         assert recipe.config['sample_size'] == [128, 160]
+
+
+class TestCommandLine:
+    def train(self, *arguments) -> int:
+        return main(['train', *map(str, arguments)])
+
+    def test_a_configuration_of_the_package_goes_by_its_name(self, tmp_path, data, init, capsys):
+        arguments = [data, tmp_path, '--config', 'hoi4d_video', '--init', init, '--part', 'trajectory']
+        assert self.train(*arguments) == 1
+        assert 'hoi4d_video.yaml says nothing of trajectory; it trains video' in capsys.readouterr().err
+
+    def test_a_configuration_that_is_not_there_is_named(self, tmp_path, data, capsys):
+        assert self.train(data, tmp_path, '--config', 'nonsense') == 1
+        assert 'nonsense.yaml' in capsys.readouterr().err
+
+    def test_a_stage_is_trained_into_a_model(self, tmp_path, data, init, capsys):
+        make_recipe(tmp_path, data, init, 'video')
+        command = [data, tmp_path / 'run', '--config', tmp_path / 'config.yaml', '--init', init]
+        assert self.train(*command, '--max-minutes', 0) == 0
+        assert 'video: stopped' in capsys.readouterr().out
+        assert not (tmp_path / 'run/model').exists()
+        assert self.train(*command) == 0
+        assert f'model: {tmp_path}/run/model' in capsys.readouterr().out
+        assert load_pipeline(tmp_path / 'run/model', 'cpu').config.name == 'tuned'
 
 
 def test_held_out_clips_are_not_trained_on(tmp_path, data, init):

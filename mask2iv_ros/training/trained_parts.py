@@ -56,7 +56,10 @@ def select_trained(model: StageModel, trained: str, lora_rank: int = 16) -> None
         for parameter in frozen:
             parameter.requires_grad_(False)
     if trained == 'lora':
-        from peft import LoraConfig
+        try:
+            from peft import LoraConfig
+        except ImportError as error:
+            raise ImportError('LoRA needs the package peft: pip install peft') from error
 
         config = LoraConfig(
             r=lora_rank, lora_alpha=lora_rank, init_lora_weights='gaussian', target_modules=LORA_MODULES
