@@ -20,7 +20,7 @@ from mask2iv_ros.clip import InteractionClip
 from mask2iv_ros.data.lerobot import LeRobotClipWriter
 from mask2iv_ros.models.autoencoder import PatchAutoencoderKL
 from mask2iv_ros.pipelines.loading import ModelError, load_pipeline
-from mask2iv_ros.training.arrays import build_arrays
+from mask2iv_ros.training.arrays import build_arrays, stored_clips
 from mask2iv_ros.training.recipe import Recipe
 from mask2iv_ros.training.trainer import Schedule, Trainer
 
@@ -40,6 +40,24 @@ def moving_clip(seed: int) -> InteractionClip:
 def test_arrays_refuse_clips_of_another_length(tmp_path):
     with pytest.raises(ValueError, match='expected 16 frames, got 8'):
         build_arrays([moving_clip(0)], 1, tmp_path, (32, 40))
+
+
+def test_arrays_that_were_killed_go_on_where_they_were(tmp_path):
+    def clips(*seeds):
+        for seed in seeds:
+            if seed is None:
+                raise KeyboardInterrupt
+            yield moving_clip(seed)
+
+    whole = build_arrays(clips(0, 1, 2, 3), 4, tmp_path / 'whole', (32, 40), 8)
+    with pytest.raises(KeyboardInterrupt):
+        build_arrays(clips(0, 1, None), 4, tmp_path / 'parts', (32, 40), 8)
+    assert not (tmp_path / 'parts/index.json').exists()
+    start = stored_clips(tmp_path / 'parts')
+    assert start == 2
+    parts = build_arrays(clips(2, 3), 4, tmp_path / 'parts', (32, 40), 8, start)
+    assert (parts.digest, parts.tasks, parts.sources) == (whole.digest, whole.tasks, whole.sources)
+    np.testing.assert_array_equal(parts.labels, whole.labels)
 
 
 class TestTrainer:

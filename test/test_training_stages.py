@@ -153,7 +153,7 @@ class TestSpatial:
 @pytest.fixture(scope='module')
 def lora(tmp_path_factory, data, init) -> Recipe:
     folder = tmp_path_factory.mktemp('lora')
-    recipe = make_recipe(folder, data, init, 'video', trained='lora', lora_rank=2)
+    recipe = make_recipe(folder, data, init, 'video', trained='lora', lora_rank=2, gradient_checkpointing=True)
     assert recipe.train('video')
     recipe.assemble()
     return recipe

@@ -19,6 +19,9 @@ from mask2iv_ros import labels as lb
 from mask2iv_ros.clip import InteractionClip
 from mask2iv_ros.framing import Framing
 
+#: One line for each clip that is stored.
+CLIP_LOG = 'clips.jsonl'
+
 
 @dataclass
 class ClipArrays:
@@ -63,19 +66,28 @@ def build_arrays(
     folder: Path,
     size: tuple[int, int],
     num_frames: int = 16,
+    start: int = 0,
 ) -> ClipArrays:
     """Fit `count` clips of `num_frames` frames to `size` (height, width) and store them in `folder`.
 
     `index.json` is written last, so a folder that has it is complete. Raises ValueError for a clip of another
     length, or without masks.
+
+    Args:
+        start: how many of the clips are in `folder` already (see `stored_clips`); `clips` goes on after them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shape = (count, num_frames, *size)
-    frames = np.lib.format.open_memmap(folder / 'frames.npy', 'w+', np.uint8, (*shape, 3))
-    labels = np.lib.format.open_memmap(folder / 'labels.npy', 'w+', np.uint8, shape)
-    index: dict = {'tasks': [], 'fps': [], 'sources': []}
+    shape, mode = (count, num_frames, *size), 'r+' if start else 'w+'
+    frames = np.lib.format.open_memmap(folder / 'frames.npy', mode, np.uint8, (*shape, 3))
+    labels = np.lib.format.open_memmap(folder / 'labels.npy', mode, np.uint8, shape)
+    log = folder / CLIP_LOG
+    records = [json.loads(line) for line in log.read_text().splitlines()[:start]] if start else []
+    log.write_text(''.join(json.dumps(record) + '\n' for record in records))
     digest = hashlib.sha256()
-    for i, clip in enumerate(tqdm(clips, total=count, desc='fit clips', unit='clip')):
+    for i in range(start):
+        digest.update(frames[i].tobytes() + labels[i].tobytes())
+    progress = tqdm(clips, initial=start, total=count, desc='fit clips', unit='clip', mininterval=2)
+    for i, clip in enumerate(progress, start):
         if len(clip) != num_frames:
             raise ValueError(f'{clip.source}: expected {num_frames} frames, got {len(clip)}')
         if clip.labels is None:
@@ -83,15 +95,23 @@ def build_arrays(
         framing = Framing(clip.frames.shape[1:3], size)
         frames[i], labels[i] = framing.fit_frames(clip.frames), framing.fit_labels(clip.labels)
         digest.update(frames[i].tobytes() + labels[i].tobytes())
-        index['tasks'].append(clip.task)
-        index['fps'].append(clip.fps)
-        index['sources'].append(clip.source)
-    if len(index['tasks']) != count:
-        raise ValueError(f'expected {count} clips, got {len(index["tasks"])}')
+        records.append({'task': clip.task, 'fps': clip.fps, 'source': clip.source})
+        with log.open('a') as file:
+            file.write(json.dumps(records[-1]) + '\n')
+    if len(records) != count:
+        raise ValueError(f'expected {count} clips, got {len(records)}')
     frames.flush()
     labels.flush()
-    (folder / 'index.json').write_text(json.dumps({**index, 'digest': digest.hexdigest()}))
+    index = {f'{key}s': [record[key] for record in records] for key in ('task', 'source')}
+    index |= {'fps': [record['fps'] for record in records], 'digest': digest.hexdigest()}
+    (folder / 'index.json').write_text(json.dumps(index))
     return ClipArrays.load(folder)
+
+
+def stored_clips(folder: Path) -> int:
+    """How many clips a `build_arrays` that was killed left in `folder`."""
+    log = folder / CLIP_LOG
+    return log.read_text().count('\n') if log.is_file() else 0
 
 
 def goal_labels(labels: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from mask2iv_ros.models.unet import DynamiCrafterUNet
 from mask2iv_ros.pipelines.interaction_video import InteractionVideoPipeline
 from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
 from mask2iv_ros.pipelines.mask_trajectory import MaskTrajectoryPipeline
-from mask2iv_ros.training.arrays import ClipArrays, build_arrays
+from mask2iv_ros.training.arrays import ClipArrays, build_arrays, stored_clips
 from mask2iv_ros.training.autoencoder import train_autoencoder
 from mask2iv_ros.training.diffusion import (
     StageTrainer,
@@ -140,13 +140,17 @@ class Recipe:
         made_of = folder / 'made_of.json'
         with self.state.main_process_first():
             if not made_of.is_file() or made_of.read_text() != stamp:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                made_of.write_text(stamp)
+            if not (folder / 'index.json').is_file():
+                start = stored_clips(folder)
                 clips = (
                     clip
-                    for episode, camera in views
+                    for episode, camera in views[start:]
                     for clip in read_clips(reader, [episode], spread(num_frames), camera)
                 )
-                build_arrays(clips, len(views), folder, size, num_frames)
-                made_of.write_text(stamp)
+                build_arrays(clips, len(views), folder, size, num_frames, start)
         return ClipArrays.load(folder)
 
     def _episodes(self, split: str) -> tuple[EpisodeReader, list[int]]:
@@ -302,7 +306,9 @@ class Recipe:
         for component in pipeline.components.values():
             if isinstance(component, ConfigMixin):  # else each remembers the folder that it came from
                 component.register_to_config(_name_or_path='')
-        pipeline.to(torch.float16).save_pretrained(folder)
+            if isinstance(component, torch.nn.Module):
+                component.half()
+        pipeline.save_pretrained(folder)
 
     def _extend_init(self, folder: Path) -> None:
         shutil.copytree(self.init, folder)
