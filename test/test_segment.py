@@ -53,8 +53,8 @@ from mask2iv_ros.data.segment import (
     review_rows,
     segment_clip,
 )
-from mask2iv_ros.evaluation.pictures import contact_sheet
 from mask2iv_ros.labels import ACTOR, OBJECT, dilate
+from mask2iv_ros.pictures import contact_sheet
 
 SIZE = 48, 80
 
