@@ -23,7 +23,7 @@ from mask2iv_ros.data.episodes import BadEpisode, EpisodeReader, open_dataset
 from mask2iv_ros.data.sampling import spread_frames
 from mask2iv_ros.evaluation import metrics, texts
 from mask2iv_ros.evaluation.extractors import Extractors
-from mask2iv_ros.evaluation.report import write_report
+from mask2iv_ros.evaluation.report import ORACLE, REAL, STILL_MASKS, STILL_VIDEO, write_report
 from mask2iv_ros.framing import Framing
 from mask2iv_ros.pictures import contact_sheet, write_picture
 from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
@@ -32,13 +32,12 @@ from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
 SPLITS = ('test', 'test_camera', 'test_tasks')
 MAX_SHEETS = 60  #: contact sheets a split, for datasets in which every clip is a task of its own
 
-STILL_MASKS, STILL_VIDEO, ORACLE, REAL = 'static', 'first frame repeated', 'oracle masks', 'real video'
 #: Control modes: whether stage 1 gets the text, the goal mask, and the actor's first mask.
 CONTROLS = {
     'text': (True, False, True),
     'goal': (False, True, True),
     'text+goal': (True, True, True),
-    'text, no actor mask': (True, False, False),
+    'text without actor': (True, False, False),
 }
 
 
@@ -53,6 +52,8 @@ class Settings:
         trajectory_only: leave out stage 2 and all scores of videos.
         text_clips: of so many clips a split, other texts are tried.
         camera: of the episodes; None for each one's first.
+        short_side: the paper's crop: pictures are scaled to it, and the middle of `size` is seen. None: the
+            whole picture is fitted into `size`.
     """
 
     size: tuple[int, int]
@@ -61,6 +62,18 @@ class Settings:
     trajectory_only: bool = False
     text_clips: int = 32
     camera: str | None = None
+    short_side: int | None = None
+
+    def framing(self, source: tuple[int, int]) -> Framing:
+        """From pictures of `source` (height, width) to those that are scored."""
+        if self.short_side is None:
+            return Framing(source, self.size)
+        scale = min(source) / self.short_side
+        height, width = (
+            min(side, round(wanted * scale)) for side, wanted in zip(source, self.size, strict=True)
+        )
+        top, left = (source[0] - height) // 2, (source[1] - width) // 2
+        return Framing(source, self.size, (top, left, height, width))
 
 
 def open_splits(data: Path, splits: list[str] | None = None) -> dict[str, EpisodeReader]:
@@ -121,9 +134,12 @@ class Evaluation:
         count = min(clips or len(reader), len(reader))
         if not count:
             raise ValueError(f'{reader.path}: there is no episode to evaluate')
-        header = json.loads(json.dumps({**self.header, 'data': str(reader.path.resolve())}))
+        header = json.loads(json.dumps({**self.header, 'data': reader.path.resolve().name}))
         journal = self.out / f'{split}.clips.jsonl'
         results = self._resume(journal, header)
+        scored = next((i for i, result in enumerate(results) if 'digest' in result), None)
+        if scored is not None and self._fit(self._read(reader, scored))[2] != results[scored]['digest']:
+            raise ValueError(f'{journal} was made with other data; choose another folder or delete that file')
         seen = {result['task'] for result in results if 'task' in result}
         with (
             journal.open('a') as file,
@@ -132,9 +148,7 @@ class Evaluation:
             for index in range(len(results), count):
                 start = time.monotonic()
                 try:
-                    episode = reader.episode(index)
-                    frames = spread_frames(episode.length, self.num_frames)
-                    clip = reader.read(index, frames, self.settings.camera)
+                    clip = self._read(reader, index)
                 except BadEpisode as error:
                     result, rows = {'skipped': str(error)}, {}
                 else:
@@ -170,19 +184,29 @@ class Evaluation:
         part.replace(journal)
         return [json.loads(line) for line in lines[1:]]
 
+    def _read(self, reader: EpisodeReader, index: int) -> InteractionClip:
+        frames = spread_frames(reader.episode(index).length, self.num_frames)
+        clip = reader.read(index, frames, self.settings.camera)
+        if clip.labels is None:
+            raise ValueError(f'{reader.path}: evaluation needs masks; `mask2iv segment` draws them')
+        return clip
+
+    def _fit(self, clip: InteractionClip) -> tuple[np.ndarray, np.ndarray, str]:
+        """Frames and labels of a clip at the size of the scores, and their sha256."""
+        framing = self.settings.framing(clip.frames.shape[1:3])
+        frames, labels = framing.fit_frames(clip.frames), framing.fit_labels(clip.labels)
+        return frames, labels, hashlib.sha256(frames.tobytes() + labels.tobytes()).hexdigest()
+
     def evaluate_clip(self, clip: InteractionClip, index: int) -> tuple[dict, dict[str, np.ndarray]]:
         """Scores of one clip and named (T, H, W, 3) videos for its contact sheet."""
-        if clip.labels is None:
-            raise ValueError(f'{clip.source}: evaluation needs masks; `mask2iv segment` draws them')
         settings = self.settings
-        framing = Framing(clip.frames.shape[1:3], settings.size)
-        frames, labels = framing.fit_frames(clip.frames), framing.fit_labels(clip.labels)
+        frames, labels, digest = self._fit(clip)
         scene = str(clip.source.get('task') or clip.task)
         result: dict = {
             'index': index,
             'task': scene,
             'text': clip.task,
-            'digest': hashlib.sha256(frames.tobytes() + labels.tobytes()).hexdigest(),
+            'digest': digest,
         }
         if not (labels[0] == lb.OBJECT).any():
             return {**result, 'skipped': f'clip {index}: no object in the first frame'}, {}
@@ -196,7 +220,7 @@ class Evaluation:
             scorer.add_real_video()
             scorer.add_videos(STILL_VIDEO, np.repeat(frames[:1], len(frames), axis=0)[None])
         for name, pipeline in self.models.items():
-            predictor = Predictor(pipeline, clip, framing, settings)
+            predictor = Predictor(pipeline, clip, settings)
             prefix = f'{name} ' if len(self.models) > 1 else ''
             for rank, (row, (text, goal, actor)) in enumerate(CONTROLS.items()):
                 if not predictor.can(text, goal, actor):
@@ -206,19 +230,19 @@ class Evaluation:
                 )
                 scorer.add_masks(prefix + row, predictor.scored_labels(trajectories))
                 masks = lb.labels_to_rgb(predictor.scored_labels(trajectories[:1])[0])
-                shown.append((rank, f'{name}: masks from {row}', masks))
+                shown.append((2 * rank, f'{name}: masks from {row}', masks))
                 if not settings.trajectory_only:
                     videos = predictor.videos(trajectories)
                     scorer.add_videos(f'{prefix}{row} masks', videos)
-                    shown.append((rank, f'{name}: video from {row}', videos[0]))
+                    shown.append((2 * rank + 1, f'{name}: video from {row}', videos[0]))
             if not settings.trajectory_only:
                 oracle = np.repeat(predictor.labels[None], settings.samples, axis=0)
                 videos = predictor.videos(oracle)
                 scorer.add_videos(prefix + ORACLE, videos)
-                shown.append((len(CONTROLS), f'{name}: video from real masks', videos[0]))
+                shown.append((2 * len(CONTROLS), f'{name}: video from real masks', videos[0]))
             if index < settings.text_clips and clip.task:
                 result.setdefault('texts', {})[name] = self._other_texts(predictor, clip.task, scene, index)
-        shown.sort(key=lambda entry: entry[0])  # the same control mode of all models together
+        shown.sort(key=lambda entry: entry[0])  # what all models make of one control mode together
         pictures = {title: video for _, title, video in shown}
         return {**result, 'rows': scorer.rows, 'features': scorer.features}, pictures
 
@@ -255,13 +279,14 @@ class Evaluation:
 class Predictor:
     """One model on one clip: conditions at the model's size, predictions at the size of the scores."""
 
-    def __init__(self, pipeline: Mask2IVPipeline, clip: InteractionClip, scored: Framing, settings: Settings):
-        self.pipeline, self.scored, self.seed = pipeline, scored, settings.seed
-        self.framing = Framing(scored.source, tuple(pipeline.config.sample_size))
+    def __init__(self, pipeline: Mask2IVPipeline, clip: InteractionClip, settings: Settings):
+        self.pipeline, self.seed = pipeline, settings.seed
+        self.scored = settings.framing(clip.frames.shape[1:3])
+        self.framing = Framing(self.scored.source, tuple(pipeline.config.sample_size), self.scored.crop)
         self.frame = self.framing.fit_frames(clip.frames[0])
         self.labels = self.framing.fit_labels(clip.labels)
         self.goal = lb.goal_labels(self.labels)
-        self.truth = scored.fit_labels(clip.labels)
+        self.truth = self.scored.fit_labels(clip.labels)
         self.task = clip.task
 
     def can(self, text: bool, goal: bool, actor: bool) -> bool:

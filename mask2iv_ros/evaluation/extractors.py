@@ -47,7 +47,7 @@ class RandomFeatures:
         hidden = pixels.transpose(0, 1)[None] * 2 - 1
         for weight in self.weights:
             hidden = F.conv3d(hidden, weight, stride=(1, 2, 2), padding=1).relu()
-        return hidden.mean(dim=(2, 3, 4))[0].cpu().numpy()
+        return 10 * hidden.mean(dim=(2, 3, 4))[0].cpu().numpy()  # distances of a handy size
 
 
 class I3DFeatures:
@@ -166,20 +166,19 @@ class Extractors:
             'ViCLIP': 'not supported: its weights come without a form that transformers or TorchScript load',
             'EgoVLP': 'not supported, for the same reason',
         }
+        place = "of --weights, by default hub/checkpoints of torch's cache"
         if (folder / I3D_FILE).is_file():
             self.features.append(I3DFeatures(folder / I3D_FILE, device))
         else:
-            self.left_out['FVD'] = f'needs {folder / I3D_FILE}, the TorchScript I3D of StyleGAN-V'
+            self.left_out['FVD'] = f'needs {I3D_FILE}, the I3D of StyleGAN-V, in the folder {place}'
         if (folder / LPIPS_FILE).is_file():
             self.scores.append(LPIPS(folder / LPIPS_FILE, device))
         else:
-            self.left_out['LPIPS'] = f'needs {folder / LPIPS_FILE}, AlexNet as torchvision publishes it'
+            self.left_out['LPIPS'] = f'needs {LPIPS_FILE}, AlexNet of torchvision, in the folder {place}'
         try:
             self.scores.append(CLIPSimilarity(clip_model, device))
         except OSError:  # what transformers raises for a model that is not there
-            self.left_out['CLIP'] = (
-                f'needs {clip_model} in the Hugging Face cache of this machine, or the folder of a copy'
-            )
+            self.left_out['CLIP'] = f'needs {clip_model} in the Hugging Face cache, or a folder with a copy'
 
     @property
     def names(self) -> list[str]:

@@ -11,8 +11,11 @@ import numpy as np
 
 from mask2iv_ros.evaluation.metrics import frechet_and_interval, mean_and_interval
 
+#: Rows that no model's name stands before but the oracle's: first masks or frame repeated, real masks.
+STILL_MASKS, STILL_VIDEO, ORACLE, REAL = 'static', 'first frame repeated', 'oracle masks', 'real video'
+
 MOVING = 0.8  #: a clip moves if the object IoU of its first mask, repeated, is below
-MIN_CLIPS = 30  #: below, an interval says more than it knows, and the table gives the number of clips instead
+MIN_CLIPS = 30  #: below, an interval says more than it knows, and the table gives the number of clips
 FIGURE_TASKS = 48
 
 #: Metrics of each Markdown table; a table shows those that a row of it has.
@@ -71,7 +74,7 @@ def write_report(out: Path, split: str, header: dict, results: list[dict], left_
         raise ValueError(
             f'{split}: no clip could be evaluated: {results[0]["skipped"] if results else "none"}'
         )
-    still = np.array([result['rows']['static'].get('object_iou', np.nan) for result in scored])
+    still = np.array([result['rows'][STILL_MASKS].get('object_iou', np.nan) for result in scored])
     tasks = defaultdict(list)
     for result in scored:
         tasks[result['task']].append(result)
@@ -110,14 +113,14 @@ def summarise(results: list[dict], distances: bool = True) -> dict[str, dict[str
                 values[row][metric].append(value)
         for row, named in result['features'].items():
             for name, feature in named.items():
-                features[row][name].append((feature, result['features']['real video'][name]))
+                features[row][name].append((feature, result['features'][REAL][name]))
     summary = {
         row: {metric: mean_and_interval(np.array(v)) for metric, v in scores.items()}
         for row, scores in values.items()
     }
     for row, named in features.items():
         for name, pairs in named.items():
-            if distances and row != 'real video' and len(pairs) > 2:
+            if distances and row != REAL and len(pairs) > 2:
                 predicted, truth = (np.array(side) for side in zip(*pairs, strict=True))
                 summary[row][name] = frechet_and_interval(predicted, truth)
     return summary
@@ -176,6 +179,8 @@ def markdown(report: dict) -> str:
         NOTES.rstrip(),
     ]
     for subset, rows in report['summary'].items():
+        if subset == 'moving clips' and report['moving_clips'] in (0, report['clips']):
+            continue
         for name, metrics in TABLES.items():
             lines += table(f'{subset}: {name}', rows, metrics)
     if report['texts']:
@@ -203,7 +208,7 @@ def draw(report: dict, path: Path) -> None:
     models = list(report['models'])
 
     def colour(row: str) -> str:
-        if row in ('static', 'first frame repeated'):
+        if row in (STILL_MASKS, STILL_VIDEO):
             return '#9a9a9a'
         owner = next((i for i, model in enumerate(models) if row.startswith(f'{model} ')), 0)
         return COLOURS[owner % len(COLOURS)]
@@ -217,7 +222,7 @@ def draw(report: dict, path: Path) -> None:
     for i, (model, kinds) in enumerate(report['texts'].items()):
         bars = {kind: scores['object_same'] for kind, scores in kinds.items() if 'object_same' in scores}
         shades = [COLOURS[i % len(COLOURS)]] * len(bars)
-        panels.append((f'{model}, other texts: object IoU with own text', bars, shades))
+        panels.append((f'{model}: object IoU with answer to own text', bars, shades))
     tasks = report['tasks'] if 1 < len(report['tasks']) <= FIGURE_TASKS else {}
     lines = -(-len(panels) // 3)
     longest = max(len(bars) for _, bars, _ in panels)
@@ -235,7 +240,7 @@ def draw(report: dict, path: Path) -> None:
         axes.spines[['top', 'right']].set_visible(False)
     if tasks:
         axes = figure.add_subplot(grid[lines, :])
-        names = [row for row, scores in rows.items() if 'object_iou' in scores and 'no actor' not in row]
+        names = [row for row, scores in rows.items() if 'object_iou' in scores and 'without' not in row]
         width = 0.8 / len(names)
         for i, row in enumerate(names):
             there = [
@@ -244,7 +249,7 @@ def draw(report: dict, path: Path) -> None:
                 if 'object_iou' in s.get(row, {})
             ]
             places = [t + (i - (len(names) - 1) / 2) * width for t, _ in there]
-            shade = colour(row) if row == 'static' else None
+            shade = colour(row) if row == STILL_MASKS else COLOURS[(i - 1) % len(COLOURS)]
             axes.bar(places, [v['mean'] for _, v in there], width, label=row, color=shade)
         axes.set_xticks(range(len(tasks)), list(tasks), rotation=30 if len(tasks) < 20 else 90, ha='right')
         axes.set_title('object IoU of each task', loc='left', fontsize=11)
