@@ -140,7 +140,7 @@ class Evaluation:
         scored = next((i for i, result in enumerate(results) if 'digest' in result), None)
         if scored is not None and self._fit(self._read(reader, scored))[2] != results[scored]['digest']:
             raise ValueError(f'{journal} was made with other data; choose another folder or delete that file')
-        seen = {result['task'] for result in results if 'task' in result}
+        seen = {result['task'] for result in results if 'rows' in result}
         with (
             journal.open('a') as file,
             tqdm(total=count, initial=min(len(results), count), desc=split, unit='clip') as bar,
@@ -153,12 +153,11 @@ class Evaluation:
                     result, rows = {'skipped': str(error)}, {}
                 else:
                     result, rows = self.evaluate_clip(clip, index)
-                task = result.get('task')
-                if rows and task not in seen and len(seen) < MAX_SHEETS:
+                if rows and (task := result['task']) not in seen and len(seen) < MAX_SHEETS:
+                    seen.add(task)
                     path = self.out / 'sheets' / f'{split}_{re.sub(r"[^\w-]+", "-", task)[:80]}.jpg'
                     path.parent.mkdir(exist_ok=True)
                     write_picture(path, contact_sheet(rows, width=1280))
-                seen |= {task} - {None}
                 result['seconds'] = round(time.monotonic() - start, 2)
                 file.write(json.dumps(result) + '\n')
                 file.flush()

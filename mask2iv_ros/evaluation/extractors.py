@@ -82,6 +82,8 @@ class LPIPS:
         path: `LPIPS_FILE`.
     """
 
+    name = 'lpips'
+
     def __init__(self, path: Path, device: torch.device):
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
@@ -115,6 +117,7 @@ class CLIPSimilarity:
     def __init__(self, model: str, device: torch.device):
         from transformers import CLIPModel, CLIPProcessor
 
+        self.name = f'clip ({Path(model).name})'
         self.model = CLIPModel.from_pretrained(model, local_files_only=True).to(device).eval()
         self.processor = CLIPProcessor.from_pretrained(model, local_files_only=True)
         self.device = device
@@ -183,7 +186,7 @@ class Extractors:
     @property
     def names(self) -> list[str]:
         """What is computed, to tell two evaluations apart."""
-        return [type(extractor).__name__ for extractor in (*self.features, *self.scores)]
+        return [extractor.name for extractor in (*self.features, *self.scores)]
 
 
 def _pixels(frames: np.ndarray, device: torch.device) -> torch.Tensor:

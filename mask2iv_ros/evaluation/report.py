@@ -174,7 +174,8 @@ def markdown(report: dict) -> str:
         f'# {report["split"]}: {report["clips"]} clips, {report["moving_clips"]} of them moving',
         '',
         f'{", ".join(models)}. {report["num_frames"]} frames, scored at {height}x{width} pixels, seed '
-        f'{report["seed"]}, samples a clip: {report["samples"]}.',
+        f'{report["seed"]}, samples a clip: {report["samples"]}. Learned metrics: '
+        f'{", ".join(report["learned_metrics"])}.',
         '',
         NOTES.rstrip(),
     ]
@@ -222,7 +223,7 @@ def draw(report: dict, path: Path) -> None:
     for i, (model, kinds) in enumerate(report['texts'].items()):
         bars = {kind: scores['object_same'] for kind, scores in kinds.items() if 'object_same' in scores}
         shades = [COLOURS[i % len(COLOURS)]] * len(bars)
-        panels.append((f'{model}: object IoU with answer to own text', bars, shades))
+        panels.append((f'{model}: IoU with masks of own text', bars, shades))
     tasks = report['tasks'] if 1 < len(report['tasks']) <= FIGURE_TASKS else {}
     lines = -(-len(panels) // 3)
     longest = max(len(bars) for _, bars, _ in panels)
@@ -241,17 +242,21 @@ def draw(report: dict, path: Path) -> None:
     if tasks:
         axes = figure.add_subplot(grid[lines, :])
         names = [row for row, scores in rows.items() if 'object_iou' in scores and 'without' not in row]
+        shades = ['#9a9a9a', *COLOURS]
+        if len(models) > 1:  # one bar a model
+            names = [row for row in names if row == STILL_MASKS or row.endswith((' text+goal', ' text'))]
+            last = {row.rsplit(' ', 1)[0]: row for row in names}  # with the goal where there is one
+            names = list(last.values())
+            shades = [colour(row) for row in names]
         width = 0.8 / len(names)
         for i, row in enumerate(names):
-            there = [
-                (t, s[row]['object_iou'])
-                for t, s in enumerate(tasks.values())
-                if 'object_iou' in s.get(row, {})
+            means = [
+                summary.get(row, {}).get('object_iou', {}).get('mean', np.nan) for summary in tasks.values()
             ]
-            places = [t + (i - (len(names) - 1) / 2) * width for t, _ in there]
-            shade = colour(row) if row == STILL_MASKS else COLOURS[(i - 1) % len(COLOURS)]
-            axes.bar(places, [v['mean'] for _, v in there], width, label=row, color=shade)
-        axes.set_xticks(range(len(tasks)), list(tasks), rotation=30 if len(tasks) < 20 else 90, ha='right')
+            places = np.arange(len(tasks)) + (i - (len(names) - 1) / 2) * width
+            axes.bar(places, means, width, label=row, color=shades[i % len(shades)])
+        turned = {'rotation': 30, 'ha': 'right'} if len(tasks) < 20 else {'rotation': 90}
+        axes.set_xticks(range(len(tasks)), list(tasks), **turned)
         axes.set_title('object IoU of each task', loc='left', fontsize=11)
         axes.legend(ncols=len(names), loc='lower left', bbox_to_anchor=(0.25, 1), frameon=False)
         axes.spines[['top', 'right']].set_visible(False)
