@@ -2,8 +2,9 @@
 
     python benchmarks/dataset_reading.py DATASET [--clips 200] [--long 10000]
 
-DATASET is a LeRobot v3 dataset with masks, such as `mask2iv simulate` writes. Rows: `LeRobotReader` (frames,
-masks, actions, states), and LeRobot's own `LeRobotDataset` decoding the same frames without masks, in turns.
+DATASET is a LeRobot v3 dataset with masks and one camera, because LeRobot always decodes all there are:
+`mask2iv simulate D --size small && mask2iv import D/train DATASET --cameras front`. Rows: `LeRobotReader`
+(frames, masks, actions, states), and LeRobot's own `LeRobotDataset` decoding the same frames without masks.
 Then `--long` clips are read one after the other while the process's resident memory is watched.
 """
 
@@ -62,6 +63,8 @@ def main() -> None:
     )
     args = parser.parse_args()
     reader = LeRobotReader(args.dataset)
+    if len(reader.meta.camera_keys) != 1:
+        parser.error(f'{args.dataset}: expected one camera, got {reader.meta.camera_keys}')
     picks = np.random.default_rng(0).integers(0, len(reader), args.clips // ROUNDS).tolist()
     rows = {'LeRobotReader, with masks': reader.read, 'LeRobotDataset, without': plain_reader(reader)}
     for read in rows.values():

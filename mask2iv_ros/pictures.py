@@ -11,24 +11,40 @@ from PIL import Image
 
 from mask2iv_ros.labels import labels_to_rgb, overlay
 
+GAP = 4  # white pixels around the frames of a contact sheet
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+
 
 def clip_strip(frames: np.ndarray, columns: int = 8) -> np.ndarray:
     """`columns` frames of a (T, H, W, 3) clip, spread evenly, side by side: (H, columns * W, 3)."""
-    picks = np.linspace(0, len(frames) - 1, columns).round().astype(int)
-    return np.concatenate(list(frames[picks]), axis=1)
+    return np.concatenate(list(frames[_picks(len(frames), columns)]), axis=1)
 
 
 def contact_sheet(rows: dict[str, np.ndarray], width: int = 1600, columns: int = 8) -> np.ndarray:
-    """Named rows of (T, H, W, 3) uint8 clips as one (h, `width`, 3) picture for a person to judge."""
+    """Named rows of (T, H, W, 3) uint8 clips as one (h, `width`, 3) picture for a person to judge.
+
+    Each row shows `columns` frames, spread evenly, with their number in the clip.
+    """
+    cell = (width - GAP) // columns - GAP
     strips = []
     for title, frames in rows.items():
-        strip = clip_strip(frames, columns)
-        size = width, round(strip.shape[0] * width / strip.shape[1])
-        strip = cv2.resize(strip, size, interpolation=cv2.INTER_AREA)
+        picks = _picks(len(frames), columns)
+        height = round(frames.shape[1] * cell / frames.shape[2])
+        strip = np.full((height + GAP, width, 3), 255, np.uint8)
+        for i, pick in enumerate(picks):
+            shown = cv2.resize(frames[pick], (cell, height), interpolation=cv2.INTER_AREA)
+            for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):  # readable on any picture
+                cv2.putText(shown, str(pick), (4, 16), FONT, 0.5, colour, thickness, cv2.LINE_AA)
+            left = GAP + i * (cell + GAP)
+            strip[:height, left : left + cell] = shown
         bar = np.full((28, width, 3), 255, np.uint8)
-        cv2.putText(bar, title, (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (20, 20, 20), 1, cv2.LINE_AA)
+        cv2.putText(bar, title, (GAP, 20), FONT, 0.6, (20, 20, 20), 1, cv2.LINE_AA)
         strips += [bar, strip]
     return np.concatenate(strips)
+
+
+def _picks(length: int, columns: int) -> np.ndarray:
+    return np.linspace(0, length - 1, columns).round().astype(int)
 
 
 def plan_sheet(labels: np.ndarray, frames: np.ndarray | None, title: str) -> np.ndarray:

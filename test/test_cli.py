@@ -15,7 +15,8 @@ from mask2iv_ros.data.episodes import read_clips
 from mask2iv_ros.labels import centroid
 from tiny_model import build_tiny_model
 
-DATA = Path(__file__).parent / 'data'
+EXAMPLES = Path(__file__).parents[1] / 'doc' / 'examples'
+IMAGE, MASK, ACTOR = (EXAMPLES / f'drawer{part}.png' for part in ('', '_mask', '_actor'))
 
 
 def mask2iv(*arguments) -> subprocess.CompletedProcess:
@@ -39,7 +40,7 @@ def model(tmp_path_factory) -> Path:
 def generated(model, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp('generated')
     done = mask2iv(
-        'generate', DATA / 'drawer.png', DATA / 'drawer_mask.png', '--actor-mask', DATA / 'drawer_actor.png',
+        'generate', IMAGE, MASK, '--actor-mask', ACTOR,
         '--task', 'open the drawer', '--model', model, '--samples', 2, '-o', out, '--export', out / 'dataset',
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -61,7 +62,7 @@ def test_generated_labels_are_of_the_pictures_size_and_start_with_the_masks(gene
     files = sorted((generated / 'plan_0' / 'labels').glob('*.png'))
     assert len(files) == 8
     first = np.asarray(Image.open(files[0]))
-    mask = np.asarray(Image.open(DATA / 'drawer_mask.png'))
+    mask = np.asarray(Image.open(MASK))
     np.testing.assert_array_equal(first == 1, mask > 0)
 
 
@@ -70,7 +71,7 @@ def test_generated_videos_decode_to_all_frames(generated):
 
     video = iio.imread(generated / 'plan_0' / 'video.mp4', plugin='pyav')
     assert video.shape == (8, 240, 320, 3)
-    original = np.asarray(Image.open(DATA / 'drawer.png'))
+    original = np.asarray(Image.open(IMAGE))
     assert np.abs(video[0].astype(int) - original).mean() < 6
 
 
@@ -87,10 +88,16 @@ def test_export_is_a_lerobot_dataset_without_invented_actions(generated):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['no_such.png', DATA / 'drawer_mask.png', '--task', 'x'], 'no_such.png'),
-        ([DATA / 'drawer.png', DATA / 'drawer_mask.png'], 'task text and goal are both empty'),
-        ([DATA / 'drawer.png', DATA / 'drawer_mask.png', '--task', 'x', '--model', '/nowhere'], '/nowhere'),
-        ([DATA / 'drawer.png', DATA / 'drawer_mask.png', '--goal-pixel', '999', '1'], 'outside the 320x240'),
+        (['no_such.png', MASK, '--task', 'x'], 'no_such.png'),
+        ([IMAGE, MASK], 'task text and goal are both empty'),
+        (
+            [IMAGE, MASK, '--task', 'x', '--model', '/nowhere'],
+            '/nowhere',
+        ),
+        (
+            [IMAGE, MASK, '--goal-pixel', '999', '1'],
+            'outside the 320x240',
+        ),
     ],
 )
 def test_mistakes_get_one_clear_line(model, tmp_path, arguments, message):
@@ -103,7 +110,15 @@ def test_mistakes_get_one_clear_line(model, tmp_path, arguments, message):
 
 
 def test_the_goal_of_a_plan_is_exported(model, tmp_path):
-    arguments = [DATA / 'drawer.png', DATA / 'drawer_mask.png', '--goal-pixel', 100, 150, '--model', model]
+    arguments = [
+        IMAGE,
+        MASK,
+        '--goal-pixel',
+        100,
+        150,
+        '--model',
+        model,
+    ]
     done = mask2iv('generate', *arguments, '-o', tmp_path / 'out', '--export', tmp_path / 'dataset')
     assert done.returncode == 0, done.stderr
     (clip,) = read_clips(tmp_path / 'dataset')
@@ -114,8 +129,8 @@ def test_the_goal_of_a_plan_is_exported(model, tmp_path):
 
 def test_a_second_run_leaves_nothing_of_the_first_and_nothing_of_others(model, tmp_path):
     arguments = [
-        DATA / 'drawer.png',
-        DATA / 'drawer_mask.png',
+        IMAGE,
+        MASK,
         '--task',
         'x',
         '--model',

@@ -182,7 +182,9 @@ def test_archives_may_lie_side_by_side(tmp_path):
     intrinsics = np.array(((1000, 0, 960), (0, 1000, 540), (0, 0, 1)))
     (tmp_path / 'camera_params/ZY20210800001').mkdir(parents=True)
     np.save(tmp_path / 'camera_params/ZY20210800001/intrin.npy', intrinsics)
-    clip = HOI4DReader(tmp_path, depth=True).read(0, [0])
+    reader = HOI4DReader(tmp_path)
+    reader.with_depth = True
+    clip = reader.read(0, [0])
     assert number_of(clip.frames[0]) == 30
     assert (clip.labels[0] == OBJECT).any()
     assert (clip.depth == 1.5).all()
@@ -194,7 +196,9 @@ def test_depth_videos_are_exact(tmp_path):
     write_sequence(tmp_path, events=[('Pickup', 2, 3)], video=True)
     depths = [np.arange(t, t + 32 * 32, dtype=np.uint16).reshape(SIZE) * 60 for t in range(50)]
     write_depth_video(tmp_path / MUG / 'align_depth/depth_video.avi', depths)
-    clip = HOI4DReader(tmp_path, depth=True).read(0, [10, 2])
+    reader = HOI4DReader(tmp_path)
+    reader.with_depth = True
+    clip = reader.read(0, [10, 2])
     for read, t in zip(clip.depth, (40, 32), strict=True):
         np.testing.assert_array_equal(np.round(read * 1000), depths[t])
     assert HOI4DReader(tmp_path).read(0, [10]).depth is None

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,7 +83,7 @@ def assert_same(read, written):
 
 def test_every_label_survives_the_run_length_code():
     for labels in (make_clip().labels[0], np.zeros((5, 7), np.uint8), np.full((3, 2), 3, np.uint8)):
-        np.testing.assert_array_equal(decode_masks(encode_masks(labels)), labels)
+        np.testing.assert_array_equal(decode_masks([encode_masks(labels)])[0], labels)
 
 
 def test_a_clip_comes_back_with_all_that_is_known_about_it(tmp_path):
@@ -109,7 +110,7 @@ def test_lerobot_itself_reads_the_dataset_offline(tmp_path, monkeypatch):
     assert item['task'] == 'task 0'
     assert item['observation.images.wrist'].shape == (3, 64, 96)
     np.testing.assert_array_equal(item['action'], clip.actions[2])
-    np.testing.assert_array_equal(decode_masks(item['annotation.masks.wrist']), clip.labels[2])
+    np.testing.assert_array_equal(decode_masks([item['annotation.masks.wrist']])[0], clip.labels[2])
 
 
 def test_policies_see_camera_state_and_action_alone(tmp_path):
@@ -139,6 +140,11 @@ def test_depth_comes_back_in_metres_and_invalid_depth_as_zero(tmp_path):
     assert read.depth.dtype == np.float32
     assert not read.depth[:, :8].any()
     np.testing.assert_allclose(read.depth, clip.depth, rtol=0.01)
+
+    reader = open_dataset(tmp_path / 'data')
+    reader.with_depth = False
+    shutil.rmtree(tmp_path / 'data/videos/observation.images.front_depth')
+    assert reader.read(0).depth is None
 
 
 def test_appending_keeps_what_was_there(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from mask2iv_ros.cli import build_parser
+from mask2iv_ros.data.episodes import open_dataset
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
@@ -16,9 +17,8 @@ BLOCKS = re.findall(r'```(\w+)\n(.*?)```', README, re.DOTALL)
 
 
 def commands(program: str) -> list[str]:
-    lines = [
-        line.split('  #')[0].strip() for kind, text in BLOCKS if kind == 'bash' for line in text.splitlines()
-    ]
+    texts = (text.replace('\\\n', ' ') for kind, text in BLOCKS if kind == 'bash')
+    lines = [line.split('  #')[0].strip() for text in texts for line in text.splitlines()]
     return [line for line in lines if line.startswith(program + ' ')]
 
 
@@ -26,6 +26,18 @@ def commands(program: str) -> list[str]:
 def test_every_mask2iv_command_parses(command):
     args = build_parser().parse_args(shlex.split(command)[1:])
     assert callable(args.function)
+
+
+@pytest.mark.parametrize('command', commands('mask2iv generate doc/examples/drawer.png'))
+def test_the_examples_run_with_the_embedded_model(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    args = build_parser().parse_args(shlex.split(command)[1:])
+    args.out = tmp_path / args.out
+    args.export = args.export and tmp_path / args.export
+    args.function(args)
+    assert (args.out / 'plan_0/contact_sheet.png').is_file()
+    if args.export:
+        assert open_dataset(args.export).episode(0).length == 16
 
 
 @pytest.mark.parametrize('command', commands('make'))
@@ -104,3 +116,16 @@ def test_quality_tables_are_those_of_the_result_file():
         assert psnr == pytest.approx(measured['psnr'], abs=0.051)
         assert moving == pytest.approx(measured['psnr_moving_pixels'], abs=0.051)
         assert ssim == pytest.approx(measured['ssim'], abs=0.0051)
+
+
+def test_export_codes_are_those_of_the_interface():
+    interface = (ROOT / 'srv' / 'ExportDemonstration.srv').read_text()
+    defined = set(re.findall(r'^uint16 (\w+)=(\d+)', interface, re.MULTILINE)) - {('NONE', '0')}
+    assert set(re.findall(r'`([A-Z_]+)` \((\d+)\)', README)) == defined
+
+
+def test_set_up_time_is_that_of_the_result_file():
+    result = json.loads((ROOT / 'benchmarks/results/clean_clone.json').read_text())
+    told = re.search(r'set-up took (\d+) s,\s+downloaded (\d+) GB and takes (\d+) GB', README)
+    measured = result['seconds']['set-up'], result['downloaded_gb'], result['installed_gb']
+    assert [int(value) for value in told.groups()] == [round(value) for value in measured]

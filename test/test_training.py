@@ -1,6 +1,7 @@
 """Training: losses look where they should, runs resume exactly, and what comes out is a working model."""
 
 import contextlib
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -205,6 +206,27 @@ def test_arrays_follow_the_dataset(run, tmp_path):
     assert len(recipe.arrays('test')) == 3
 
 
+def test_a_dataset_without_splits_lends_every_tenth_episode_to_the_test(run, tmp_path):
+    with LeRobotClipWriter(tmp_path / 'data') as writer:
+        for i in range(12):
+            writer.add({'front': moving_clip(i), 'side': moving_clip(100 + i)})
+    recipe = Recipe(run / 'config.yaml', tmp_path / 'data', tmp_path / 'out')
+    train, test = recipe.arrays('train'), recipe.arrays('test')
+    assert (len(train), len(test)) == (20, 4)  # two cameras each
+    views = {hashlib.sha256(frames).digest() for frames in (*train.frames, *test.frames)}
+    assert len(views) == 24
+
+
+def test_data_without_masks_is_refused(run, tmp_path):
+    clip = moving_clip(0)
+    clip.labels = None
+    with LeRobotClipWriter(tmp_path / 'data' / 'train') as writer:
+        writer.add(clip)
+    recipe = Recipe(run / 'config.yaml', tmp_path / 'data', tmp_path / 'out')
+    with pytest.raises(ValueError, match='train has no masks to train on; `mask2iv segment`'):
+        recipe.arrays('train')
+
+
 def test_a_time_budget_ends_the_command_and_the_same_command_continues(run, tmp_path, capsys):
     shutil.copytree(run / 'data', tmp_path / 'data')
     command = ['train', str(tmp_path / 'data'), str(tmp_path / 'out'), '--config', str(run / 'config.yaml')]
@@ -252,7 +274,14 @@ class TestBrokenModels:
         model = tmp_path / 'model'
         shutil.copytree(run / 'out' / 'model', model)
         next((model / 'vae').glob('*.safetensors')).unlink()
-        with pytest.raises(ModelError, match='cannot load the model'):
+        with pytest.raises(ModelError, match=r'diffusion_pytorch_model.safetensors .*/vae'):
+            load_pipeline(model, 'cpu')
+
+    def test_a_missing_component_is_named(self, run, tmp_path):
+        model = tmp_path / 'model'
+        shutil.copytree(run / 'out' / 'model', model)
+        shutil.rmtree(model / 'video_unet')
+        with pytest.raises(ModelError, match='has no folder video_unet'):
             load_pipeline(model, 'cpu')
 
     def test_model_index_of_another_pipeline_is_refused(self, run, tmp_path):

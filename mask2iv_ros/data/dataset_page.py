@@ -25,7 +25,7 @@ body { font: 15px/1.45 system-ui, sans-serif; color: #222; }
 body { margin: 2rem auto; max-width: 1200px; padding: 0 1rem; }
 h1 { margin-bottom: .2rem; } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
 table { border-collapse: collapse; } td, th { padding: .15rem .8rem .15rem 0; text-align: left; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
+.tasks { columns: 22rem; padding-left: 1.2rem; }
 .clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(260px, 1fr)); gap: 1rem; }
 figure { margin: 0; } video, img { max-width: 100%; } video { width: 100%; background: #000; }
 figcaption { font-size: 13px; color: #444; } .note { color: #777; } .bad { color: #a00; }
@@ -36,12 +36,6 @@ i { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin
 <table>
 {% for key, value in facts.items() %}<tr><th>{{ key }}</th><td>{{ value }}</td></tr>
 {% endfor %}</table>
-
-<h2>Tasks</h2>
-<table><tr><th>task</th><th>episodes</th></tr>
-{% for task, count in tasks %}<tr><td>{{ task or '(none)' }}</td><td class="number">{{ count }}</td></tr>
-{% endfor %}</table>
-{% if more_tasks %}<p class="note">and {{ more_tasks }} more</p>{% endif %}
 
 <h2>Statistics</h2>
 <p class="note">Of {{ clips|length }} episodes drawn at random; at most {{ max_frames }} frames of each.</p>
@@ -59,6 +53,11 @@ i { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin
 
 <h2>Contact sheet</h2>
 <img src="contact_sheet.jpg" alt="Frames of clips">
+<h2>Tasks, with their episodes</h2>
+<ul class="tasks">
+{% for task, count in tasks %}<li>{{ task or '(none)' }} <span class="note">{{ count }}</span></li>
+{% endfor %}</ul>
+{% if more_tasks %}<p class="note">and {{ more_tasks }} more</p>{% endif %}
 {% if skipped %}<h2 class="bad">Damaged episodes</h2>
 <ul>{% for error in skipped %}<li>{{ error }}</li>
 {% endfor %}</ul>{% endif %}

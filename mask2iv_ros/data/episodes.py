@@ -52,9 +52,11 @@ class EpisodeReader(ABC):
 
     Attributes:
         path: file or folder of the dataset.
+        with_depth: set it to False where clips need no depth; decoding it can cost as much as the frames.
     """
 
     path: Path
+    with_depth: bool = True
 
     @abstractmethod
     def __len__(self) -> int:

@@ -124,7 +124,7 @@ class _Hdf5Reader(EpisodeReader):
         with self._open(index) as group:
             orientation = self._orientation or self._stored_orientation(group)
             states = self._state_keys(group)
-            depth = self._depth(group, camera)
+            depth = self._depth(group, camera) if self.with_depth else None
             return InteractionClip(
                 frames=_upright(self._decode(self._images(group)[camera], frames), orientation),
                 task=episode.task,

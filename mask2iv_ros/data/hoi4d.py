@@ -233,15 +233,16 @@ class HOI4DReader(EpisodeReader):
 
     Args:
         path: folder of the dataset, above the `ZY...` folders or the unpacked archives.
-        depth: also read depth. It costs more than the colours, and twice their memory.
 
     Raises:
         FileNotFoundError: `path` is not there.
         UnknownLayout: no sequence is below it.
     """
 
-    def __init__(self, path: str | Path, depth: bool = False):
-        self.path, self.depth = Path(path), depth
+    with_depth = False  # it costs more than the colours, and twice their memory
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
         self._episodes: list[tuple[Sequence, int, Event | BadEpisode]] = []
         for sequence in find_sequences(self.path):
             try:
@@ -272,7 +273,7 @@ class HOI4DReader(EpisodeReader):
             frames=sequence.read_frames(numbers),
             labels=sequence.labels(sequence.read_masks(numbers)) if episode.masked else None,
             task=episode.task,
-            depth=sequence.read_depth(numbers) if self.depth else None,
+            depth=sequence.read_depth(numbers) if self.with_depth else None,
             camera=sequence.camera(),
             source={'first_frame': event.start},
         )

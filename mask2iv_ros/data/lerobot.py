@@ -26,7 +26,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -84,16 +84,28 @@ def encode_masks(labels: np.ndarray) -> str:
     return json.dumps(code)
 
 
-def decode_masks(text: str) -> np.ndarray:
-    """(H, W) uint8 label image of a text that `encode_masks` wrote."""
+def decode_masks(texts: Sequence[str]) -> np.ndarray:
+    """(N, H, W) uint8 label images of N texts of one size that `encode_masks` wrote.
+
+    Raises:
+        ValueError, KeyError, TypeError: a text is damaged, or of another size than the first.
+    """
     from pycocotools import mask as coco
 
-    code = json.loads(text)
-    labels = np.zeros(code['size'], dtype=np.uint8)
-    for label, name in LABEL_NAMES.items():
-        if name in code:
-            labels[coco.decode({'size': code['size'], 'counts': code[name]}).astype(bool)] = label
-    return labels
+    codes = [json.loads(text) for text in texts]
+    height, width = codes[0]['size']
+    if other := next((code['size'] for code in codes if code['size'] != [height, width]), None):
+        raise ValueError(f'expected masks of size {[height, width]}, got {other}')
+    found = [
+        (i, label) for i, code in enumerate(codes) for label, name in LABEL_NAMES.items() if name in code
+    ]
+    # RLE runs down the columns: what is decoded, and painted here, is (W, H).
+    labels = np.zeros((len(texts), width, height), dtype=np.uint8)
+    if found:
+        counts = [{'size': [height, width], 'counts': codes[i][LABEL_NAMES[label]]} for i, label in found]
+        for (i, label), mask in zip(found, coco.decode(counts).T, strict=True):
+            np.maximum(labels[i], mask * np.uint8(label), out=labels[i])
+    return np.ascontiguousarray(labels.transpose(0, 2, 1))
 
 
 def clip_features(views: Mapping[str, InteractionClip], depth: bool = False) -> dict[str, dict]:

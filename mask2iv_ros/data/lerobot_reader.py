@@ -7,6 +7,7 @@ episode with pyarrow, and videos through LeRobot's own decoder.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from pathlib import Path
@@ -48,14 +49,19 @@ class LeRobotReader(EpisodeReader):
         columns = ['length', 'tasks', 'data/chunk_index', 'data/file_index']
         for key in self.meta.video_keys:
             columns += [f'videos/{key}/{name}' for name in ('chunk_index', 'file_index', 'from_timestamp')]
-        self._episodes = self.meta.episodes.select_columns(columns).to_pandas()
-        self._table: tuple[Path, object] | None = None  # the file that was read last, open
+        table = self.meta.episodes.select_columns(columns).with_format(None)
+        self._episodes = {column: table[column][:] for column in columns}
+        self._table: tuple[Path, object, list] | None = None  # the file that was read last, open
 
     def __len__(self) -> int:
-        return len(self._episodes)
+        return len(self._episodes['length'])
+
+    def _row(self, index: int) -> dict:
+        """What the dataset tells of an episode."""
+        return {column: values[index] for column, values in self._episodes.items()}
 
     def episode(self, index: int) -> Episode:
-        row = self._episodes.iloc[index]
+        row = self._row(index)
         return Episode(
             name=f'episode_{index:06d}',
             length=int(row['length']),
@@ -86,7 +92,8 @@ class LeRobotReader(EpisodeReader):
             raise BadEpisode(
                 f'{self._table_path(index)}: episode {index}: expected {episode.length} rows, got {len(rows)}'
             )
-        rows = rows.take(frames)
+        if not np.array_equal(frames, np.arange(episode.length)):
+            rows = rows.take(frames)
 
         def array(key: str) -> np.ndarray | None:
             if key not in rows.column_names:
@@ -109,6 +116,7 @@ class LeRobotReader(EpisodeReader):
             source['frame_times'] = times[:, 0].tolist()
         contact, goal, point = array(lr.CONTACT_KEY), text(goal_key), text(lr.GOAL_POINT_KEY)
         calibration = json.loads(text(camera_key) or 'null')
+        has_depth = self.with_depth and depth_key in self.meta.video_keys
         if calibration:
             pose = calibration['cam_to_world']
             calibration = Camera(
@@ -118,18 +126,18 @@ class LeRobotReader(EpisodeReader):
             frames=images,
             labels=labels,
             task=episode.task,
-            goal=lr.decode_masks(goal) if goal else None,
+            goal=lr.decode_masks([goal])[0] if goal else None,
             goal_point=np.array(json.loads(point)) if point else None,
             contact=None if contact is None or (contact < 0).any() else contact[:, 0] > 0,
             actions=array('action'),
             states=array('observation.state'),
-            depth=self._depth(index, depth_key, frames) if depth_key in self.meta.video_keys else None,
+            depth=self._depth(index, depth_key, frames) if has_depth else None,
             camera=calibration,
             source=source,
         )
 
     def _table_path(self, index: int) -> Path:
-        row = self._episodes.iloc[index]
+        row = self._row(index)
         return self.path / self.meta.data_path.format(
             chunk_index=row['data/chunk_index'], file_index=row['data/file_index']
         )
@@ -143,18 +151,10 @@ class LeRobotReader(EpisodeReader):
         path = self._table_path(index)
         try:
             if self._table is None or self._table[0] != path:
-                self._table = path, pq.ParquetFile(path, memory_map=True)
-            file = self._table[1]
-            column = file.schema_arrow.get_field_index('episode_index')
-            groups = []  # LeRobot writes one row group an episode, other tools larger ones
-            for group in range(file.num_row_groups):
-                statistics = file.metadata.row_group(group).column(column).statistics
-                if (
-                    statistics is None
-                    or not statistics.has_min_max
-                    or statistics.min <= index <= statistics.max
-                ):
-                    groups.append(group)
+                file = pq.ParquetFile(path, memory_map=True)
+                self._table = path, file, _episode_ranges(file)
+            _, file, ranges = self._table
+            groups = [group for group, (low, high) in enumerate(ranges) if low <= index <= high]
             rows = file.read_row_groups(groups, columns=[*columns, 'episode_index'], use_threads=False)
         except (OSError, pa.ArrowException) as error:
             self._table = None
@@ -164,18 +164,20 @@ class LeRobotReader(EpisodeReader):
     def _labels(self, index: int, rows, key: str, frames: np.ndarray, size: tuple) -> np.ndarray | None:
         if key not in rows.column_names:
             return None
-        labels = np.zeros((len(frames), *size), np.uint8)
-        for i, (frame, code) in enumerate(zip(frames, rows[key].to_pylist(), strict=True)):
+        codes = rows[key].to_pylist()
+        with contextlib.suppress(Exception):
+            labels = lr.decode_masks(codes)
+            if labels.shape[1:] == size:
+                return labels
+        for frame, code in zip(frames, codes, strict=True):  # to name the first bad one
+            place = f'{self._table_path(index)}: episode {index}: frame {frame}: {key}'
             try:
-                image = lr.decode_masks(code)
-                problem = '' if image.shape == size else f'expected frame size {size}, got {image.shape}'
+                (image,) = lr.decode_masks([code])
             except Exception as error:
-                problem = f'not a mask code ({error!r})'
-            if problem:
-                place = f'{self._table_path(index)}: episode {index}: frame {frame}'
-                raise BadEpisode(f'{place}: {key}: {problem}')
-            labels[i] = image
-        return labels
+                raise BadEpisode(f'{place}: not a mask code ({error!r})') from error
+            if image.shape != size:
+                raise BadEpisode(f'{place}: expected frame size {size}, got {image.shape}')
+        raise AssertionError(f'{self._table_path(index)}: episode {index}: masks are bad together only')
 
     def _depth(self, index: int, key: str, frames: np.ndarray) -> np.ndarray:
         from lerobot.configs.video import DepthEncoderConfig
@@ -198,7 +200,7 @@ class LeRobotReader(EpisodeReader):
         """(N, H, W, 3) uint8 colours, or (N, H, W) uint16 codes of a depth video."""
         from lerobot.datasets.video_utils import decode_video_frames
 
-        row = self._episodes.iloc[index]
+        row = self._row(index)
         path = self.path / self.meta.video_path.format(
             video_key=key,
             chunk_index=row[f'videos/{key}/chunk_index'],
@@ -222,8 +224,19 @@ class LeRobotReader(EpisodeReader):
                     f'{path}: episode {index}: frames {run[0]} to {run[-1]}: {message}'
                 ) from error
             decoded.append(images[:, 0].numpy() if depth else images.permute(0, 2, 3, 1).numpy())
-        images = np.concatenate(decoded)
+        images = decoded[0] if len(decoded) == 1 else np.concatenate(decoded)
         return images if np.array_equal(order, frames) else images[place]
+
+
+def _episode_ranges(file) -> list[tuple[float, float]]:
+    """First and last episode in each row group; LeRobot writes one group an episode, others larger ones."""
+    column = file.schema_arrow.get_field_index('episode_index')
+    ranges = []
+    for group in range(file.num_row_groups):
+        known = file.metadata.row_group(group).column(column).statistics
+        is_known = known is not None and known.has_min_max
+        ranges.append((known.min, known.max) if is_known else (-np.inf, np.inf))
+    return ranges
 
 
 def _picture(value: dict) -> np.ndarray:

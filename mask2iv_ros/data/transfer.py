@@ -50,6 +50,7 @@ def copy_episodes(
     """
     out = Path(out)
     first = 0
+    reader.with_depth = depth
     with LeRobotClipWriter(out, depth=depth) as writer:
         written = LeRobotReader(out) if out.exists() else ()
         if len(written):

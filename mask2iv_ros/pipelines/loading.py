@@ -38,12 +38,17 @@ def load_pipeline(model: str | Path = '', device: str = 'auto') -> Mask2IVPipeli
         if not (path / 'model_index.json').is_file():
             # diffusers would look for a repository of that name
             raise FileNotFoundError(f'{path} has no model_index.json: not the folder of a diffusers pipeline')
-        kind = json.loads((path / 'model_index.json').read_text()).get('_class_name')
+        index = json.loads((path / 'model_index.json').read_text())
+        kind = index.get('_class_name')
         if kind != Mask2IVPipeline.__name__:
             raise ValueError(f'{path}: expected a {Mask2IVPipeline.__name__}, got a {kind}')
+        for name, value in index.items():  # of a component: its library and class, or two nulls
+            if isinstance(value, list) and isinstance(value[0], str) and not (path / name).is_dir():
+                raise FileNotFoundError(f'{path} has no folder {name}, which its model_index.json names')
         dtype = torch.bfloat16 if device.startswith('cuda') else torch.float32
-        return Mask2IVPipeline.from_pretrained(unpack(path), torch_dtype=dtype, local_files_only=True).to(
-            device
+        pipeline = Mask2IVPipeline.from_pretrained(
+            unpack(path), torch_dtype=dtype, local_files_only=True, use_safetensors=True
         )
+        return pipeline.to(device)
     except Exception as error:
         raise ModelError(f'cannot load the model {model or "mask2iv-sim"}: {error}') from error

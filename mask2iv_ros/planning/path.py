@@ -10,16 +10,28 @@ from mask2iv_ros import labels as lb
 DEPTH_RANGE = (0.01, 10.0)
 
 
+def object_depth(depth: np.ndarray, mask: np.ndarray) -> float | None:
+    """Median of the valid depths in a mask.
+
+    Args:
+        depth: (H, W) metres along the optical axis; NaN and values outside `DEPTH_RANGE` are invalid.
+        mask: (H, W), not 0 on the object.
+    """
+    inside = depth[mask != 0]
+    inside = inside[(inside > DEPTH_RANGE[0]) & (inside < DEPTH_RANGE[1])]
+    return float(np.median(inside)) if inside.size else None
+
+
 def lift_path(labels: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray) -> np.ndarray | None:
     """Lift the object's centroids to a 3-D path.
 
-    The object keeps the depth that the observed frame shows in its mask (median of the valid pixels), since
-    one depth image says nothing about later frames. A frame in which the object is hidden repeats the last
+    The object keeps the depth that the observed frame shows in its mask (see `object_depth`), since one
+    depth image says nothing about later frames. A frame in which the object is hidden repeats the last
     position.
 
     Args:
         labels: (T, H, W) uint8 label images.
-        depth: (H, W) metres along the optical axis, of the frame of labels[0]; NaN, 0 and inf are invalid.
+        depth: (H, W) metres along the optical axis, of the frame of labels[0].
         intrinsics: (3, 3) pinhole matrix of that frame, in pixels.
 
     Returns:
@@ -33,11 +45,9 @@ def lift_path(labels: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray) -> 
     if intrinsics.shape != (3, 3):
         raise ValueError(f'intrinsics: expected (3, 3), got {intrinsics.shape}')
     objects = (labels == lb.OBJECT) | (labels == lb.PART)
-    inside = depth[objects[0]]
-    inside = inside[np.isfinite(inside) & (inside > DEPTH_RANGE[0]) & (inside < DEPTH_RANGE[1])]
-    if not inside.size:
+    z = object_depth(depth, objects[0])
+    if z is None:
         return None
-    z = float(np.median(inside))
     path, pixel = [], lb.centroid(objects[0])
     for mask in objects:
         pixel = lb.centroid(mask) or pixel

@@ -9,7 +9,6 @@ import uuid
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from weakref import WeakSet
 
 import numpy as np
 import rclpy
@@ -29,6 +28,7 @@ from mask2iv_ros.srv import ExportDemonstration
 from mask2iv_ros.srv import GenerateInteraction as GenerateService
 
 DISCOVERY_TIMEOUT = 10.0  # seconds
+CHECK_PERIOD = 1.0  # seconds between two looks whether the node is still there
 
 
 class InteractionError(Exception):
@@ -64,9 +64,10 @@ class InteractionClient:
         self._service = self._node.create_client(GenerateService, f'{node}/generate_interaction')
         self._export = self._node.create_client(ExportDemonstration, f'{node}/export_demonstration')
         self._action = ActionClient(self._node, GenerateAction, f'{node}/generate_interaction')
-        self._accepting = None
-        self._futures: WeakSet[Future] = WeakSet()
+        self._accepting = None  # the newest goal's handle, once the node has accepted it
+        self._futures: set[Future] = set()
         self._calls: deque[Callable[[], None]] = deque()
+        self._node.create_timer(CHECK_PERIOD, self._give_up_if_gone)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
         self._thread = threading.Thread(target=self._spin, name='interaction_client', daemon=True)
@@ -85,8 +86,8 @@ class InteractionClient:
         while time.monotonic() < end:
             if self._state.wait_for_service(0.2):
                 try:
-                    current = _wait(self._state.call_async(GetState.Request()), 1.0).current_state
-                except TimeoutError:
+                    current = self._ask(self._state, GetState.Request(), 1.0).current_state
+                except (TimeoutError, ConnectionError):
                     continue
                 if current.id == State.PRIMARY_STATE_ACTIVE and self._action.wait_for_server(1.0):
                     return
@@ -103,14 +104,13 @@ class InteractionClient:
 
         Args:
             request: see `make_request` for the keywords that can be given instead.
-            timeout: seconds; None waits for ever, also for a node that died.
+            timeout: seconds; None waits as long as the node is there.
 
-        Raises InteractionError, or TimeoutError.
+        Raises InteractionError, TimeoutError, or ConnectionError if the node leaves; see `generate_async`.
         """
         request = _request(request, fields)
         self._require(self._service.wait_for_service)
-        answer = _wait(self._service.call_async(GenerateService.Request(request=request)), timeout)
-        return _plans(answer)
+        return _plans(self._ask(self._service, GenerateService.Request(request=request), timeout))
 
     def generate_async(
         self,
@@ -120,7 +120,10 @@ class InteractionClient:
     ) -> Future:
         """Start the action and return a future of the plans, best first, or of an InteractionError.
 
-        Give the future's `result` a timeout: a node that died never answers. `cancel` stops the newest call.
+        A goal is sent when the node has accepted the one before, so that none is lost in a queue of DDS.
+        `cancel` stops the newest call. The future gets a ConnectionError when the node has left: at once if
+        it ended, after DDS's 20 seconds if it was killed. A killed node that is back by then goes unnoticed,
+        so give `result` a timeout.
 
         Args:
             request: see `make_request` for the keywords that can be given instead.
@@ -135,22 +138,23 @@ class InteractionClient:
 
         def on_result(result):
             try:
-                plans.set_result(_plans(result.result().result))
+                self._settle(plans, _plans(result.result().result))
             except Exception as error:
-                plans.set_exception(error)
+                self._settle(plans, error)
 
         def on_goal(goal):  # the node accepts every goal; reasons come with the result
             try:
                 goal.result().get_result_async().add_done_callback(on_result)
             except Exception as error:
-                plans.set_exception(error)
+                self._settle(plans, error)
+            self._run_calls()
 
         def send():
             try:
                 self._accepting = self._action.send_goal_async(GenerateAction.Goal(request=request), feedback)
                 self._accepting.add_done_callback(on_goal)
             except Exception as error:
-                plans.set_exception(error)
+                self._settle(plans, error)
 
         feedback = on_feedback and (lambda message: on_feedback(message.feedback))
         self._require(self._action.wait_for_server)
@@ -175,12 +179,12 @@ class InteractionClient:
     ) -> tuple[str, list[int]]:
         """Write plans (None: the newest) to a LeRobot dataset of the node; its folder and the new episodes.
 
-        Raises InteractionError, or TimeoutError.
+        Raises InteractionError, TimeoutError or ConnectionError.
         """
         ids = [UUID(uuid=plan.id.uuid) for plan in plans or []]
         request = ExportDemonstration.Request(plan_ids=ids, dataset_name=dataset_name)
         self._require(self._export.wait_for_service)
-        answer = _wait(self._export.call_async(request), timeout)
+        answer = self._ask(self._export, request, timeout)
         _raise_error(answer)
         return answer.dataset_path, list(answer.episode_indices)
 
@@ -190,9 +194,8 @@ class InteractionClient:
             return
         self._context.try_shutdown()
         self._thread.join()
-        for plans in self._futures:
-            if not plans.done():
-                plans.set_exception(RuntimeError('the client was closed before the node had answered'))
+        for plans in list(self._futures):
+            self._settle(plans, RuntimeError('the client was closed before the node had answered'))
         self._executor.shutdown()
         self._action.destroy()  # destroy_node forgets action clients, and the graph would still show this one
         self._node.destroy_node()
@@ -202,6 +205,39 @@ class InteractionClient:
         if not wait_for_server(DISCOVERY_TIMEOUT):
             raise TimeoutError(f'{self._name} is not there after {DISCOVERY_TIMEOUT} s; does the node run?')
 
+    def _ask(self, service, request, timeout: float | None):
+        """Call a service and block until it has answered; the client's thread completes the future."""
+        future = service.call_async(request)
+        done = threading.Event()
+        future.add_done_callback(lambda _: done.set())
+        end = float('inf') if timeout is None else time.monotonic() + timeout
+        while not done.wait(max(0.0, min(CHECK_PERIOD, end - time.monotonic()))):
+            if time.monotonic() >= end:
+                raise TimeoutError(f'no answer after {timeout} s')
+            if not service.service_is_ready():
+                raise self._gone()
+        return future.result()
+
+    def _gone(self) -> ConnectionError:
+        return ConnectionError(f'{self._name} has left before it answered')
+
+    def _give_up_if_gone(self):
+        if self._futures and not self._action.server_is_ready():
+            self._calls.clear()
+            self._accepting = None
+            for plans in list(self._futures):
+                self._settle(plans, self._gone())
+
+    def _settle(self, plans: Future, outcome: list[InteractionPlan] | Exception):
+        """End a future of `generate_async`, unless it has ended already."""
+        if plans not in self._futures:
+            return
+        self._futures.discard(plans)
+        if isinstance(outcome, Exception):
+            plans.set_exception(outcome)
+        else:
+            plans.set_result(outcome)
+
     def _in_thread(self, call: Callable[[], None]):
         """Run `call` in the client's thread, after earlier ones.
 
@@ -209,7 +245,11 @@ class InteractionClient:
         newest task first.
         """
         self._calls.append(call)
-        self._executor.create_task(lambda: self._calls.popleft()())
+        self._executor.create_task(self._run_calls)
+
+    def _run_calls(self):
+        while self._calls and (self._accepting is None or self._accepting.done()):
+            self._calls.popleft()()
 
     def _spin(self):
         while self._context.ok():
@@ -258,15 +298,6 @@ def _request(request: InteractionRequest | None, fields: dict) -> InteractionReq
     if fields:
         raise TypeError(f'expected a request or its fields, got a request and {", ".join(fields)}')
     return request
-
-
-def _wait(future, timeout: float | None):
-    """Block until an rclpy future that another thread completes is done."""
-    done = threading.Event()
-    future.add_done_callback(lambda _: done.set())
-    if not done.wait(timeout):
-        raise TimeoutError(f'no answer after {timeout} s')
-    return future.result()
 
 
 def _plans(answer) -> list[InteractionPlan]:

@@ -103,6 +103,7 @@ class Mask2IVNode(LifecycleNode):
         self._last_request = 'none'
         self._active_since = 0.0
         self._last_error = ''
+        self._no_path = ''
         self._load_error = ''
         self._freeing: Future | None = None
         self._player = PlanPlayer(self)
@@ -330,8 +331,9 @@ class Mask2IVNode(LifecycleNode):
         def is_waiting(name: str, subscription) -> bool:
             return self._buffer.newest(name) is None and self.count_publishers(subscription.topic_name) > 0
 
-        while time.monotonic() < self._active_since + ARRIVAL_PATIENCE and any(
-            is_waiting(name, subscription) for name, subscription in self._inputs.items()
+        while (  # none are left when the node is deactivated or shut down
+            time.monotonic() < self._active_since + ARRIVAL_PATIENCE
+            and any(is_waiting(name, subscription) for name, subscription in self._inputs.items())
         ):
             soon = rclpy.task.Future()
             timer = self.create_timer(0.05, partial(soon.set_result, None), clock=self._steady)
@@ -426,8 +428,9 @@ class Mask2IVNode(LifecycleNode):
             previews=door == 'action',
         )
         self._worker.submit(job, self._value('max_queue'))
-        if observation.no_path:
-            self.get_logger().info(f'No 3-D path: {observation.no_path}', throttle_duration_sec=10.0)
+        if observation.no_path and observation.no_path != self._no_path:
+            self.get_logger().info(f'No 3-D path: {observation.no_path}')
+        self._no_path = observation.no_path
         return job
 
     def _announce(self, job: Job, outcome: Outcome):

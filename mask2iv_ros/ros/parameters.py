@@ -80,10 +80,17 @@ TABLE = (
         'Newest plans that are kept for ExportDemonstration, as long as they fit into 1 GiB.',
         limits=(1, 1000),
     ),
-    Row('dataset_root', '~/.ros/mask2iv_datasets', 'Folder under which ExportDemonstration writes datasets.'),
+    Row(
+        'dataset_root',
+        '~/.ros/mask2iv_datasets',
+        'Folder under which ExportDemonstration writes datasets.',
+        pattern='.+',
+    ),
 )
 
 
+#: The first may not be above the second.
+ORDERED = ('num_samples', 'max_samples')
 RELIABILITY = 'auto|reliable|best_effort|system_default'
 
 
@@ -108,6 +115,11 @@ def declare_parameters(node: Node, table: tuple[Row, ...]):
             if pattern and not re.fullmatch(pattern, str(parameter.value)):
                 reason = f'{parameter.name}: expected a value that matches {pattern}, got {parameter.value!r}'
                 return SetParametersResult(successful=False, reason=reason)
+        now = {name: node.get_parameter(name).value for name in ORDERED if node.has_parameter(name)}
+        now |= {parameter.name: parameter.value for parameter in parameters if parameter.name in ORDERED}
+        if len(now) == len(ORDERED) and now[ORDERED[0]] > now[ORDERED[1]]:
+            reason = ' > '.join(f'{name} {now[name]}' for name in ORDERED)
+            return SetParametersResult(successful=False, reason=f'{reason}: expected at most that')
         return SetParametersResult(successful=True)
 
     node.add_on_set_parameters_callback(check)  # also called for start values

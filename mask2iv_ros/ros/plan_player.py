@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from nav_msgs.msg import Path
+from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -22,6 +23,8 @@ class PlanPlayer:
     def __init__(self, node: LifecycleNode):
         self._node = node
         self._timer = None
+        # Not the node's clock: under `use_sim_time` it stands still while a recording is paused.
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
 
         def publisher(kind, topic: str, qos: QoSProfile):
             options = QoSOverridingOptions.with_default_policies()
@@ -53,7 +56,7 @@ class PlanPlayer:
             if plan.frames is not None and self._video.get_subscription_count():
                 self._video.publish(write_image(plan.frames[index], 'rgb8', header))
 
-        self._timer = self._node.create_timer(message.masks.frame_period, show_next)
+        self._timer = self._node.create_timer(message.masks.frame_period, show_next, clock=self._steady)
 
     def stop(self):
         """End the plan that plays, if one does."""

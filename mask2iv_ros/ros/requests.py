@@ -16,6 +16,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from mask2iv_ros.msg import InteractionRequest
+from mask2iv_ros.planning.path import DEPTH_RANGE, object_depth
 from mask2iv_ros.planning.request import GenerationRequest, InvalidRequest, check_request
 from mask2iv_ros.ros.conversions import ImageError, read_colour, read_depth, read_intrinsics, read_mask
 from mask2iv_ros.ros.perception_buffer import PerceptionBuffer
@@ -116,7 +117,7 @@ def read_request(
         **numbers,
     )
     check_request(request)
-    geometry = _read_geometry(messages)
+    geometry = _read_geometry(messages, request.object_mask)
     return Observation(request, image.header, *geometry, time.perf_counter() - start)
 
 
@@ -209,7 +210,9 @@ def _choose_messages(
     return own | {name: deserialize_message(found.data, INPUTS[name]) for name, found in chosen.items()}
 
 
-def _read_geometry(messages: dict) -> tuple[np.ndarray | None, np.ndarray | None, str]:
+def _read_geometry(
+    messages: dict, object_mask: np.ndarray
+) -> tuple[np.ndarray | None, np.ndarray | None, str]:
     """Depth and intrinsics that fit the image, or why there are none."""
     image = messages['image']
     for name in ('depth', 'camera_info'):
@@ -223,6 +226,13 @@ def _read_geometry(messages: dict) -> tuple[np.ndarray | None, np.ndarray | None
     if intrinsics is None:
         return None, None, 'camera_info is not calibrated'
     try:
-        return read_depth(messages['depth']), intrinsics, ''
+        depth = read_depth(messages['depth'])
     except ImageError as error:
         return None, None, str(error)
+    if object_depth(depth, object_mask) is None:
+        return (
+            None,
+            None,
+            f'depth has no value between {DEPTH_RANGE[0]} and {DEPTH_RANGE[1]} m in object_mask',
+        )
+    return depth, intrinsics, ''

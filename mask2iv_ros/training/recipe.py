@@ -9,7 +9,7 @@ import torch
 import yaml
 from diffusers import ConfigMixin
 
-from mask2iv_ros.data.episodes import open_dataset, read_clips
+from mask2iv_ros.data.episodes import EpisodeReader, open_dataset, read_clips
 from mask2iv_ros.data.sampling import spread
 from mask2iv_ros.models.autoencoder import PatchAutoencoderKL
 from mask2iv_ros.pipelines.interaction_video import InteractionVideoPipeline
@@ -22,6 +22,8 @@ from mask2iv_ros.training.trainer import Schedule
 
 #: What can be trained, in the order in which one needs the other.
 PARTS = ('autoencoder', 'trajectory', 'video')
+#: One of so many episodes of a dataset without splits is for tests.
+TEST_PERIOD = 10
 
 
 class Recipe:
@@ -29,7 +31,8 @@ class Recipe:
 
     Args:
         config: YAML file, see config/train/mask2iv-sim.yaml.
-        data: folder with the LeRobot datasets `train` and `test` that `mask2iv simulate` wrote.
+        data: folder with datasets `train` and `test`, as `mask2iv simulate` writes; or a benchmark that
+            `mask2iv prepare` made; or any dataset with masks, of which every tenth episode is `test`.
         folder: where everything goes; a second run continues there.
     """
 
@@ -40,16 +43,35 @@ class Recipe:
 
     def arrays(self, split: str) -> ClipArrays:
         """Clips of a split at the model's resolution, decoded on first use and when the dataset changed."""
-        root, folder = self.data / split, self.folder / 'arrays' / split
-        reader = open_dataset(root)
+        folder = self.folder / 'arrays' / split
+        reader, episodes = self._episodes(split)
+        reader.with_depth = False
+        views = [(episode, camera) for episode in episodes for camera in reader.episode(episode).masked]
+        if not views:
+            raise ValueError(f'{reader.path}: {split} has no masks to train on; `mask2iv segment` makes some')
         size, num_frames = tuple(self.config['sample_size']), self.config['num_frames']
-        stamp = json.dumps([str(root.resolve()), len(reader), size, num_frames])
+        stamp = json.dumps([str(reader.path.resolve()), len(reader), len(views), size, num_frames])
         made_of = folder / 'made_of.json'
         if not made_of.is_file() or made_of.read_text() != stamp:
-            clips = read_clips(reader, sampler=spread(num_frames))
-            build_arrays(clips, len(reader), folder, size, num_frames)
+            clips = (
+                clip
+                for episode, camera in views
+                for clip in read_clips(reader, [episode], spread(num_frames), camera)
+            )
+            build_arrays(clips, len(views), folder, size, num_frames)
             made_of.write_text(stamp)
         return ClipArrays.load(folder)
+
+    def _episodes(self, split: str) -> tuple[EpisodeReader, list[int]]:
+        if (self.data / split).is_dir():
+            reader = open_dataset(self.data / split)
+        elif (self.data / 'manifest.json').is_file():
+            reader = open_dataset(self.data, split=split)
+        else:
+            reader = open_dataset(self.data)
+            is_test = split == 'test'
+            return reader, [i for i in range(len(reader)) if (i % TEST_PERIOD == 0) == is_test]
+        return reader, list(range(len(reader)))
 
     def train(self, part: str, max_minutes: float | None = None) -> bool:
         """Train one part; True when its schedule is complete. Needs the parts before it."""

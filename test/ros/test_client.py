@@ -1,14 +1,19 @@
 """The planner's client with nodes that misbehave, and with careless callers: no call waits for ever."""
 
+import contextlib
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from rclpy.action import ActionServer, GoalResponse
+from rclpy.task import Future
 
 from mask2iv_ros.action import GenerateInteraction
 from mask2iv_ros.msg import InteractionPlan, InteractionRequest
 from mask2iv_ros.ros.client import InteractionClient, InteractionError, make_request
+from mask2iv_ros.srv import GenerateInteraction as GenerateService
+from ros_harness import Peer
 
 
 class Server:
@@ -91,6 +96,44 @@ def test_goals_are_sent_in_the_order_of_the_calls(client, server, peer):
     busy.set()
     peer.spin_until(lambda: all(future.done() for future in plans))
     assert seen == ['0', '1', '2']
+
+
+def test_no_goal_is_lost_of_many_at_once(client, server, peer):
+    server.execute = answer
+    plans = [client.generate_async(task=str(i)) for i in range(300)]
+    peer.spin_until(lambda: all(future.done() for future in plans), timeout=120)
+    assert [future.result()[0].task for future in plans] == [str(i) for i in range(300)]
+
+
+def test_a_node_that_leaves_ends_what_waits_for_it():
+    peer = Peer('leaver')
+    executing = []
+    never = Future()
+
+    async def execute(goal):
+        executing.append(goal)
+        await never
+
+    def serve(request, response):
+        executing.append(request)
+        peer.close()  # in the middle of the call
+
+    action = ActionServer(peer.node, GenerateInteraction, '/leaver/generate_interaction', execute)
+    peer.node.create_service(GenerateService, '/leaver/generate_interaction', serve)
+    with InteractionClient('/leaver') as client:
+        plans = [client.generate_async(task='push') for _ in range(2)]
+        peer.spin_until(lambda: len(executing) == 2)
+        action.destroy()
+        for future in plans:
+            with pytest.raises(ConnectionError, match='/leaver has left before it answered'):
+                future.result(10)
+
+        with ThreadPoolExecutor() as pool:
+            call = pool.submit(client.generate, task='push')
+            with contextlib.suppress(Exception):  # it spins what it has closed
+                peer.spin_until(lambda: len(executing) == 3)
+            with pytest.raises(ConnectionError, match='/leaver has left before it answered'):
+                call.result(10)
 
 
 def test_closing_ends_what_still_waits(server, peer):

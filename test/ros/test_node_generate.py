@@ -137,13 +137,16 @@ def test_an_older_set_is_taken_for_its_depth_only_if_it_is_little_older(
     assert len(plan.object_path.poses) == poses
 
 
-def test_nan_depth_leaves_out_the_path_only(client, camera, scene_messages):
-    depth = write_image(np.full((HEIGHT, WIDTH), np.nan, np.float32), '32FC1')
+def test_depth_without_a_value_on_the_object_leaves_out_the_path_only(client, camera, node, scene_messages):
+    depth = np.full((HEIGHT, WIDTH), 0.8, np.float32)
+    depth[15:45, 25:55] = np.nan
+    depth = write_image(depth, '32FC1')
     calibration = CameraInfo(width=WIDTH, height=HEIGHT, k=[100.0, 0, 39.5, 0, 100.0, 29.5, 0, 0, 1])
     camera.publish(**scene_messages, depth=depth, camera_info=calibration)
     (plan,) = client.generate(task='push')
     assert len(plan.video) == FRAMES
     assert plan.object_path.poses == []
+    assert 'No 3-D path: depth has no value between 0.01 and 10.0 m in object_mask' in node.log.read_text()
 
 
 def test_a_plan_is_published_and_played_once(client, peer, scene):
@@ -265,6 +268,7 @@ def test_the_node_answers_others_while_it_generates(client, peer, scene):
         with pytest.raises(InteractionError, match='EMPTY_MASK'):
             other.generate(**{**scene, 'object_mask': scene['object_mask'] * 0}, task='push')
     assert time.monotonic() - start < 3
+    assert not plans.done()
     client.cancel()
     wait([plans], 10)
 

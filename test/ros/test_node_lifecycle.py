@@ -5,12 +5,15 @@ import shutil
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 
 from mask2iv_ros.ros.client import InteractionClient, InteractionError, make_request
@@ -287,6 +290,20 @@ def test_autostart_with_a_missing_model_stays_alive_and_sigint_ends_it(start_nod
     assert 'Traceback' not in node.log.read_text()
 
 
+def test_sigterm_answers_a_request_that_waits_for_its_first_images(start_node, tiny_model, peer):
+    silent = peer.node.create_publisher(Image, 'image', 5)
+    node = start_node(model=tiny_model)
+    with InteractionClient() as client, ThreadPoolExecutor() as pool:
+        client.wait_until_ready()
+        call = pool.submit(client.generate, task='push', timeout=30)
+        peer.spin_for(0.5)
+        assert not call.done()
+        assert node.stop(signal.SIGTERM) == 0
+        with pytest.raises(InteractionError, match='NOT_ACTIVE: the node is finalized'):
+            call.result(10)
+    peer.node.destroy_publisher(silent)
+
+
 def test_sigint_while_the_model_loads_ends_cleanly(start_node, tiny_model, peer):
     node = start_node(model=tiny_model)
     assert state(peer) == State.PRIMARY_STATE_UNCONFIGURED
@@ -294,9 +311,40 @@ def test_sigint_while_the_model_loads_ends_cleanly(start_node, tiny_model, peer)
     assert 'Traceback' not in node.log.read_text()
 
 
-def test_a_wrong_start_parameter_ends_the_node_with_a_reason(start_node):
-    node = start_node(max_queue=-3)
+@pytest.mark.parametrize(
+    ('parameters', 'reason'),
+    [({'max_queue': -3}, 'max_queue'), ({'num_samples': 9}, 'num_samples 9 > max_samples 8')],
+)
+def test_a_wrong_start_parameter_ends_the_node_with_a_reason(start_node, parameters, reason):
+    node = start_node(**parameters)
     assert node.process.wait(20) == 2
     log = node.log.read_text()
-    assert 'max_queue' in log
+    assert reason in log
     assert 'Traceback' not in log
+
+
+def test_a_paused_clock_stops_nothing(start_node, tiny_model, peer, scene_messages):
+    """Under `use_sim_time`, with a recording that is paused: time stands still, requests do not."""
+    start_node(model=tiny_model, use_sim_time='true')
+    paused = Clock(clock=Time(sec=1000))
+    clock = peer.node.create_publisher(Clock, '/clock', 1)
+    ticker = peer.node.create_timer(0.05, lambda: clock.publish(paused))
+    publishers = {name: peer.node.create_publisher(Image, name, 5) for name in scene_messages}
+    peer.spin_until(lambda: diagnosis(peer).message == 'active', 60)
+    peer.spin_until(lambda: all(publisher.get_subscription_count() for publisher in publishers.values()))
+    peer.spin_for(1.0)
+    for name, message in scene_messages.items():
+        message.header.stamp = paused.clock
+        publishers[name].publish(message)
+    frames = []
+    video = peer.node.create_subscription(Image, '/mask2iv/video', frames.append, 10)
+    peer.spin_until(lambda: peer.node.count_publishers('/mask2iv/video'))
+    peer.spin_for(0.5)
+
+    answer = generate(peer, task='push')
+    assert answer.error_msg == ''
+    assert answer.plans[0].header.stamp == paused.clock
+    peer.spin_until(lambda: len(frames) == len(answer.plans[0].video))  # it plays on wall time
+    assert {frame.header.stamp.sec for frame in frames} == {1000}
+    peer.node.destroy_subscription(video)
+    peer.node.destroy_timer(ticker)

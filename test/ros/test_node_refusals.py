@@ -174,6 +174,8 @@ def test_parameters_refuse_what_they_do_not_allow(peer):
     assert 'read-only' in set_parameter(peer, 'autostart', bool=False)
     assert set_parameter(peer, 'no_such_parameter', integer=1)
     assert set_parameter(peer, 'max_queue', integer=3) == ''
+    assert 'num_samples 5 > max_samples 4' in set_parameter(peer, 'num_samples', integer=5)
+    assert set_parameter(peer, 'dataset_root', string='')
 
 
 def test_every_parameter_is_described(peer):
