@@ -17,7 +17,7 @@ from mask2iv_ros.clip import InteractionClip
 from mask2iv_ros.data.lerobot import LeRobotClipWriter
 from mask2iv_ros.models.autoencoder import PatchAutoencoderKL
 from mask2iv_ros.pipelines.loading import ModelError, load_pipeline
-from mask2iv_ros.training.arrays import build_arrays, damage_labels, goal_labels
+from mask2iv_ros.training.arrays import build_arrays, damage_labels
 from mask2iv_ros.training.losses import contact_weight, foreground_weight
 from mask2iv_ros.training.recipe import Recipe
 from mask2iv_ros.training.trainer import Schedule, Trainer
@@ -67,7 +67,7 @@ def test_damage_keeps_labels_and_changes_outlines():
 
 def test_goal_is_the_last_object_without_the_actor():
     labels = moving_clip(0).labels
-    goal = goal_labels(labels)
+    goal = lb.goal_labels(labels)
     assert set(np.unique(goal)) == {lb.BACKGROUND, lb.OBJECT}
     np.testing.assert_array_equal(goal == lb.OBJECT, labels[-1] == lb.OBJECT)
 

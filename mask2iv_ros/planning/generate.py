@@ -1,6 +1,6 @@
 """From a request in image pixels to plans in the same pixels: checks, framing, sampling, scoring.
 
-This is the one road to the model for the node, the command line and evaluation.
+This is the one road to the model for the node and `mask2iv generate`.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def find_contact(labels: np.ndarray, framing: Framing) -> tuple[int, tuple[float
     Returns:
         -1 and None if they never touch.
     """
-    size = max(3, round(7 * framing.model[0] / 320) // 2 * 2 + 1)  # the paper's 7 pixels at 320 x 512
+    size = lb.contact_size(framing.model[0])
     frame = lb.contact_frame(labels, size)
     if frame < 0:
         return -1, None

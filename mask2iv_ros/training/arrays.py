@@ -107,12 +107,6 @@ def damage_labels(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     )
 
 
-def goal_labels(labels: np.ndarray) -> np.ndarray:
-    """The goal of a (..., T, h, w) clip: its last label image without the actor."""
-    last = labels[..., -1, :, :]
-    return np.where(last == lb.ACTOR, lb.BACKGROUND, last).astype(np.uint8)
-
-
 @torch.no_grad()
 def encode_latents(
     arrays: ClipArrays, vae, folder: Path, device: torch.device, seed: int = 0
@@ -140,7 +134,7 @@ def encode_latents(
         latents['video'].append(encode(frames))
         latents['masks'].append(encode(lb.labels_to_rgb(labels)))
         latents['damaged_masks'].append(encode(lb.labels_to_rgb(damage_labels(labels, rng))))
-        latents['goal'].append(encode(lb.labels_to_rgb(goal_labels(labels))[None])[0])
+        latents['goal'].append(encode(lb.labels_to_rgb(lb.goal_labels(labels))[None])[0])
     folder.mkdir(parents=True, exist_ok=True)
     stacked = {key: np.stack(values) for key, values in latents.items()}
     for key, values in stacked.items():

@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 
 from mask2iv_ros import labels as lb
-from mask2iv_ros.evaluation.pictures import clip_strip
 from mask2iv_ros.models.resampler import Resampler
 from mask2iv_ros.models.scheduling_ddim import RescaledDDIMScheduler
 from mask2iv_ros.models.text_encoder import PackagedTextEncoder
 from mask2iv_ros.models.unet import DynamiCrafterUNet
+from mask2iv_ros.pictures import clip_strip
 from mask2iv_ros.pipelines.interaction_video import InteractionVideoPipeline
 from mask2iv_ros.pipelines.mask_trajectory import MaskTrajectoryPipeline, trajectory_condition
-from mask2iv_ros.training.arrays import ClipArrays, goal_labels, latents_id
+from mask2iv_ros.training.arrays import ClipArrays, latents_id
 from mask2iv_ros.training.losses import contact_weight, foreground_weight
 from mask2iv_ros.training.trainer import Schedule, Trainer
 
@@ -185,7 +185,9 @@ class StageTrainer:
             generator = torch.Generator().manual_seed(0)
             if self.options.stage == 'trajectory':
                 tasks = [held_out.tasks[i] for i in picks]
-                predicted = pipe(image, labels[:, 0], tasks, goal_labels(labels), generator=generator).labels
+                predicted = pipe(
+                    image, labels[:, 0], tasks, lb.goal_labels(labels), generator=generator
+                ).labels
                 pairs = zip(lb.labels_to_rgb(labels), lb.labels_to_rgb(predicted), strict=True)
             else:
                 predicted = pipe(image, labels, generator=generator).frames
