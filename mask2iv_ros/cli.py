@@ -114,6 +114,7 @@ def generate(args: argparse.Namespace) -> None:
         seed=args.seed,
         num_inference_steps=args.steps,
         trajectory_only=args.trajectory_only,
+        num_frames=args.frames,
     )
     if args.export and args.trajectory_only:
         raise ValueError('--export needs the video, which --trajectory-only leaves out')
@@ -136,8 +137,8 @@ def generate(args: argparse.Namespace) -> None:
 
 def write_plans(out: Path, plans: list, request) -> None:
     """Write each plan into `out/plan_<i>/`, in place of the plans of an earlier run."""
-    from mask2iv_ros.evaluation.pictures import plan_sheet, write_picture, write_video
     from mask2iv_ros.labels import overlay
+    from mask2iv_ros.pictures import plan_sheet, write_picture, write_video
 
     for folder in out.glob('plan_*'):
         if (folder / 'plan.json').is_file():
@@ -216,6 +217,42 @@ def show(args: argparse.Namespace) -> None:
     print(write_page(reader, args.out, args.clips, args.camera, args.skip_bad))
 
 
+def evaluate(args: argparse.Namespace) -> None:
+    from mask2iv_ros.evaluation.evaluate import Evaluation, Settings, open_splits
+    from mask2iv_ros.evaluation.extractors import Extractors
+    from mask2iv_ros.pipelines.loading import load_pipeline
+
+    readers = open_splits(args.data, args.split)
+    models = {}
+    for value in args.model:
+        name, equals, folder = value.partition('=')
+        if not equals or Path(value).exists():
+            name, folder = '', value
+        pipeline = load_pipeline(folder, args.device)
+        name = name or pipeline.config.name
+        if name in models:
+            raise ValueError(f'two models are called {name!r}; name them, as in --model first={folder}')
+        models[name] = pipeline
+    first = next(iter(models.values()))
+    settings = Settings(
+        size=tuple(args.size or first.config.sample_size),
+        seed=args.seed,
+        samples=args.samples,
+        trajectory_only=args.trajectory_only,
+        text_clips=args.text_clips,
+        camera=args.camera,
+        short_side=args.short_side,
+    )
+    extractors = Extractors(args.weights, args.clip_model, first.device)
+    for metric, why in extractors.left_out.items():
+        print(f'left out: {metric}: {why}', file=sys.stderr)
+    evaluation = Evaluation(models, args.out, settings, extractors)
+    for split, reader in readers.items():
+        evaluation.run(reader, split, args.clips)
+        print((args.out / f'{split}.md').read_text())
+    print(f'{args.out}: JSON, tables, figures and contact sheets of {", ".join(readers)}')
+
+
 def convert(args: argparse.Namespace) -> None:
     from mask2iv_ros.models.conversion import convert_checkpoint
 
@@ -263,6 +300,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument('--samples', type=int, default=1, help='plans to draw')
     sub.add_argument('--seed', type=int, default=0, help='seed of the first plan')
     sub.add_argument('--steps', type=int, default=0, help='denoising steps a stage; 0: as the model says')
+    sub.add_argument('--frames', type=int, default=0, help="length of the plan; 0: the model's")
     sub.add_argument('--trajectory-only', action='store_true', help='masks only, no video')
     sub.add_argument('--model', default='', help='model folder; empty: the embedded mask2iv-sim')
     sub.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
@@ -344,6 +382,53 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument('--split', help='robomimic: filter key; prepared benchmark: train, val or test')
     sub.add_argument('--camera', help='camera to show; the first of each episode if left out')
     sub.add_argument('--skip-bad', action='store_true', help='list damaged episodes instead of stopping')
+
+    sub = command(evaluate, 'score models on test clips: JSON, tables, a figure, contact sheets a task')
+    sub.add_argument(
+        'data',
+        type=Path,
+        help='folder with datasets test, test_camera, test_tasks, as simulate makes; or a ' + SOURCE_HELP,
+    )
+    sub.add_argument(
+        '-o', '--out', type=Path, default=Path('evaluation'), help='folder; a stopped evaluation goes on'
+    )
+    sub.add_argument(
+        '--model',
+        nargs='+',
+        default=[''],
+        metavar='[NAME=]FOLDER',
+        help='models to compare; without it the embedded mask2iv-sim',
+    )
+    sub.add_argument(
+        '--split', nargs='+', help='splits, each reported on its own; all test splits if left out'
+    )
+    sub.add_argument('--clips', type=int, default=64, help='first clips of each split; 0: all')
+    sub.add_argument('--camera', help='camera to see through; the first of each episode if left out')
+    sub.add_argument('--samples', type=int, default=1, help='predictions a clip, whose mean score counts')
+    sub.add_argument('--seed', type=int, default=0, help='seed of the first prediction of each clip')
+    sub.add_argument(
+        '--size',
+        type=int,
+        nargs=2,
+        metavar=('HEIGHT', 'WIDTH'),
+        help='pixels to score at, in the paper 320 512; that of the first model if left out',
+    )
+    sub.add_argument(
+        '--short-side',
+        type=int,
+        metavar='PIXELS',
+        help='scale pictures to it and see the middle; in the paper 384 (HOI4D), 320 (BridgeData V2); '
+        'left out: the whole picture is fitted in',
+    )
+    sub.add_argument('--trajectory-only', action='store_true', help='masks only, no video')
+    sub.add_argument('--text-clips', type=int, default=32, help='clips of a split to try other texts on')
+    sub.add_argument(
+        '--weights', type=Path, help="folder with weights of LPIPS and FVD; torch's cache if left out"
+    )
+    sub.add_argument(
+        '--clip-model', default='openai/clip-vit-base-patch32', help='CLIP: name in cache or folder'
+    )
+    sub.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
 
     sub = command(convert, 'convert a Mask2IV or DynamiCrafter checkpoint to a diffusers folder')
     sub.add_argument('checkpoint', type=Path, help='.ckpt or .safetensors file')

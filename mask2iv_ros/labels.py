@@ -58,6 +58,12 @@ def rgb_to_labels(colours: np.ndarray, threshold: float = 127.5) -> np.ndarray:
     return labels
 
 
+def goal_labels(labels: np.ndarray) -> np.ndarray:
+    """The goal of a (..., T, H, W) clip: its last label image without the actor."""
+    last = labels[..., -1, :, :]
+    return np.where(last == ACTOR, BACKGROUND, last).astype(np.uint8)
+
+
 def dilate(mask: np.ndarray, size: int) -> np.ndarray:
     """Dilate a boolean (..., H, W) mask with a `size` x `size` square (odd `size`), one iteration."""
     if size < 1 or size % 2 == 0:
@@ -93,6 +99,11 @@ def contact_band(labels: np.ndarray, size: int = 7) -> np.ndarray:
     actor = labels == ACTOR
     target = (labels == OBJECT) | (labels == PART)
     return (dilate(actor, size) & target) | (actor & dilate(target, size))
+
+
+def contact_size(height: int) -> int:
+    """Size of the kernel of `contact_band` at an image height: the paper's 7 at 320, odd and at least 3."""
+    return max(3, round(7 * height / 320) // 2 * 2 + 1)
 
 
 def contact_frame(labels: np.ndarray, size: int = 7) -> int:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.linalg
 
 from mask2iv_ros.evaluation import metrics
 
@@ -70,3 +71,62 @@ def test_interval_holds_the_mean_and_counts_clips():
     assert result['low'] < result['mean'] < result['high']
     assert result['clips'] == 100
     assert np.isnan(metrics.mean_and_interval(np.array([np.nan]))['mean'])
+
+
+def test_released_miou_gives_a_third_for_a_colour_that_nobody_has():
+    truth = square(3)
+    truth[:, 15:18, 3:8] = 2
+    predicted = truth.copy()
+    assert metrics.released_miou(predicted, truth) == 1
+    predicted[predicted == 2] = 0
+    predicted[:, 5:10, 3:8], predicted[:, 5:10, 4:9] = 0, 1
+    assert metrics.released_miou(predicted, truth) == pytest.approx((20 / 30 + 0 + 1) / 3)
+
+
+def test_contact_scores_of_a_touch_that_comes_late_or_never():
+    def reach(columns: list[int]) -> np.ndarray:
+        labels = square(10)
+        for t, column in enumerate(columns):
+            labels[t, 5:10, :column] = 2
+        return labels
+
+    truth = reach([3, 6, 10, 10])
+    late, never = metrics.mask_scores(reach([3, 3, 6, 10]), truth), metrics.mask_scores(reach([3] * 4), truth)
+    assert (late['contact_agrees'], late['contact_frame_error']) == (1, 1)
+    assert never['contact_agrees'] == 0
+    assert np.isnan(never['contact_frame_error'])
+
+
+def test_flicker_is_seen_where_the_truth_stands_still():
+    truth = np.zeros((3, 4, 4, 3), np.uint8)
+    truth[1:, 0] = 200
+    video = truth.copy()
+    video[1, 1:] = 6
+    assert metrics.flicker(truth, truth) == 0
+    assert metrics.flicker(video, truth) == 6
+    video[1:, 0] = 0
+    assert metrics.flicker(video, truth) == 6
+
+
+class TestFrechetDistance:
+    def features(self, shift: float, seed: int, count: int = 40) -> np.ndarray:
+        return np.random.default_rng(seed).normal(shift, 1 + shift, (count, 6))
+
+    def test_is_that_of_the_formula(self):
+        a, b = self.features(0, 0), self.features(0.5, 1)
+        covariances = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+        root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
+        expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
+        assert metrics.frechet_distance(a, b) == pytest.approx(expected)
+        assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+
+    def test_of_fewer_clips_than_dimensions_is_finite(self):
+        assert metrics.frechet_distance(self.features(0, 0, 4), self.features(0, 1, 4)) > 0
+        with pytest.raises(ValueError, match='at least 2 rows'):
+            metrics.frechet_distance(self.features(0, 0, 1), self.features(0, 1, 4))
+
+    def test_interval_is_that_of_many_draws(self):
+        pairs = [(self.features(0.5, seed, 50), self.features(0, seed + 60, 50)) for seed in range(40)]
+        draws = [metrics.frechet_and_interval(*pair, groups=10) for pair in pairs]
+        centre = np.mean([draw['mean'] for draw in draws])
+        assert 0.8 < np.mean([draw['low'] <= centre <= draw['high'] for draw in draws]) <= 1

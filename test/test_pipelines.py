@@ -17,6 +17,7 @@ from mask2iv_ros.pipelines import (
     load_pipeline,
 )
 from mask2iv_ros.pipelines.components import encode_images, images_to_tensor, keep_observed, tensor_to_images
+from mask2iv_ros.pipelines.interaction_video import anchored_windows
 from mask2iv_ros.pipelines.mask_trajectory import trajectory_condition
 from tiny_model import build_tiny_model, build_tiny_pipeline
 
@@ -162,6 +163,50 @@ def test_callback_sees_every_step_of_both_stages(pipeline, scene):
     assert calls == [('trajectory', 0), ('trajectory', 1), ('video', 0), ('video', 1)]
 
 
+@pytest.mark.parametrize(('length', 'size', 'overlap'), [(16, 16, 3), (17, 16, 3), (48, 16, 3), (96, 8, 0)])
+def test_windows_make_every_frame_once_and_start_from_the_observation(length, size, overlap):
+    windows = anchored_windows(length, size, overlap)
+    made = np.concatenate([frames[~known] for frames, known in windows])
+    assert sorted(made) == list(range(length))
+    first, known = windows[0]
+    assert (first[0], first[-1]) == (0, length - 1)
+    assert not known.any()
+    for frames, known in windows[1:]:
+        assert len(frames) == size
+        assert (np.diff(frames) > 0).all()
+        assert frames[0] == 0
+        assert known[0]
+        assert known.sum() > overlap
+
+
+@pytest.mark.parametrize(('length', 'overlap'), [(15, 3), (48, 15)])
+def test_windows_that_cannot_be_are_refused(length, overlap):
+    with pytest.raises(ValueError, match='expected at least 16 frames and an overlap of 0 to 14'):
+        anchored_windows(length, 16, overlap)
+
+
+@pytest.mark.parametrize('residual_scale', [None, 2.0])
+def test_a_long_clip_begins_as_its_key_frames_and_counts_all_steps(pipeline, scene, residual_scale):
+    stage = pipeline.video
+    stage.register_to_config(residual_scale=residual_scale)
+    labels = np.repeat(scene['labels'][:, None], 20, axis=1)
+    labels[:, 10:] = np.roll(labels[:, 10:], 5, axis=-1)
+    calls = []
+    noise = stage(scene['image'], labels, generator=seeded(), output_type='latent').frames
+    frames = stage(
+        scene['image'],
+        labels,
+        latents=noise,
+        eta=0.0,
+        callback_on_step_end=lambda pipe, step, *_: calls.append((step, pipe.num_timesteps)),
+    ).frames
+    assert frames.shape == (1, 20, *scene['image'].shape[1:])
+    assert calls == [(step, 8) for step in range(8)]  # four windows of two steps
+    keys, _ = anchored_windows(20, 8)[0]
+    short = stage(scene['image'], labels[:, keys], latents=noise[:, :, keys], eta=0.0).frames
+    assert np.abs(frames[:, keys].astype(int) - short).max() <= 1
+
+
 def test_exception_in_the_callback_stops_between_two_steps(pipeline, scene):
     class StopError(Exception):
         pass
@@ -221,7 +266,7 @@ def test_wrong_inputs_are_named(pipeline, scene, change, message):
     ('change', 'message'),
     [
         ({'image': np.zeros((1, 30, 44, 3), np.uint8)}, 'image: .*multiples of 16'),
-        ({'labels': np.zeros((1, 7, 32, 48), np.uint8)}, r'labels: expected uint8 \(1, 8, 32, 48\)'),
+        ({'labels': np.zeros((1, 7, 32, 48), np.uint8)}, 'labels: expected at least 8 frames, got 7'),
         ({'output_type': 'pil'}, 'output_type'),
         ({'callback_on_step_end_tensor_inputs': ('first',)}, "got \\['first'\\]"),
     ],

@@ -47,6 +47,19 @@ def test_plan_has_the_pixel_frame_of_the_image(pipeline, size):
     assert 0 <= plan.score <= 1
 
 
+def test_a_long_plan_takes_the_same_time_with_more_frames(pipeline):
+    steps = []
+    long = request(num_frames=22)
+    (plan,) = generate_plans(pipeline, long, lambda stage, step, total, _: steps.append((stage, step, total)))
+    (short,) = generate_plans(pipeline, request())
+    assert len(plan.labels) == len(plan.frames) == 22
+    assert 21 / plan.fps == pytest.approx(7 / short.fps)
+    np.testing.assert_array_equal(plan.labels[::3], short.labels)
+    assert [(step, total) for stage, step, total in steps if stage == 'video'][-1] == (10, 10)
+    with pytest.raises(InvalidRequest, match='num_frames 5, expected at least the 8'):
+        generate_plans(pipeline, request(num_frames=5))
+
+
 def test_trajectory_only_has_no_video(pipeline):
     asked = request(trajectory_only=True)
     (plan,) = generate_plans(pipeline, asked)

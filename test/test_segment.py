@@ -53,8 +53,8 @@ from mask2iv_ros.data.segment import (
     review_rows,
     segment_clip,
 )
-from mask2iv_ros.evaluation.pictures import contact_sheet
 from mask2iv_ros.labels import ACTOR, OBJECT, dilate
+from mask2iv_ros.pictures import GAP, contact_sheet
 
 SIZE = 48, 80
 
@@ -671,9 +671,9 @@ def test_the_review_sheet_shows_masks_and_marks_what_was_rejected():
     review = review_rows(iter(rows), columns=4, width=640)
     assert list(review) == ['demo_0, object_box 0.50', 'demo_1: REJECTED, no actor that moves']
     sheet = contact_sheet(review, 640, 4)
-    assert sheet.shape == (2 * (28 + 96), 640, 3)
-    accepted, rejected = sheet[28:124], sheet[152:]
-    assert (accepted[..., 0] > accepted[..., 1]).all()  # red over grey
-    assert (rejected[48, 80] == 40).all()
-    assert (rejected[[0, -1]] == (255, 0, 0)).all()
-    assert (rejected[:, 160] == (255, 0, 0)).all()  # each frame on its own
+    accepted, rejected = np.split(sheet, 2)
+    second = slice(28, -GAP), slice(2 * GAP + 155, 2 * GAP + 2 * 155)  # column of the sheet
+    assert (accepted[second][..., 0] > accepted[second][..., 1]).all()  # red over grey
+    assert (rejected[second][46, 80] == 40).all()
+    for edge in (rejected[second][[0, -1]], rejected[second][:, [0, -1]]):
+        assert (edge == (255, 0, 0)).all()  # each frame on its own

@@ -8,7 +8,6 @@ import torch
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.models.autoencoder import PatchAutoencoderKL
-from mask2iv_ros.training.arrays import goal_labels
 from mask2iv_ros.training.conditions import ConditionShares, draw_conditions, goal_variants, without_actor
 from mask2iv_ros.training.damage import (
     DAMAGES,
@@ -144,7 +143,7 @@ class TestGoal:
         mask, _, _ = goal_variants(LABELS)
         assert set(np.unique(mask)) == {lb.BACKGROUND, lb.OBJECT}
         np.testing.assert_array_equal(mask == lb.OBJECT, LABELS[-1] == lb.OBJECT)
-        np.testing.assert_array_equal(mask, goal_labels(LABELS))
+        np.testing.assert_array_equal(mask, lb.goal_labels(LABELS))
 
     def test_box_is_the_filled_rectangle_around_it(self):
         mask, box, _ = goal_variants(LABELS)

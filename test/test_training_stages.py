@@ -20,7 +20,6 @@ from mask2iv_ros.models.resampler import Resampler
 from mask2iv_ros.models.unet import DynamiCrafterUNet
 from mask2iv_ros.pipelines.loading import load_pipeline
 from mask2iv_ros.training import trainer as trainer_module
-from mask2iv_ros.training.arrays import goal_labels
 from mask2iv_ros.training.recipe import Recipe
 from mask2iv_ros.training.trained_parts import StageModel, count_trained, merge_adapter, select_trained
 from tiny_model import build_tiny_pipeline
@@ -153,7 +152,9 @@ class TestSpatial:
 @pytest.fixture(scope='module')
 def lora(tmp_path_factory, data, init) -> Recipe:
     folder = tmp_path_factory.mktemp('lora')
-    recipe = make_recipe(folder, data, init, 'video', trained='lora', lora_rank=2, gradient_checkpointing=True)
+    recipe = make_recipe(
+        folder, data, init, 'video', trained='lora', lora_rank=2, gradient_checkpointing=True
+    )
     assert recipe.train('video')
     recipe.assemble()
     return recipe
@@ -240,7 +241,7 @@ class TestPredictedMasks:
             arrays.frames[:1, 0],
             arrays.labels[:1, 0],
             arrays.tasks[:1],
-            goal_labels(arrays.labels[:1]),
+            lb.goal_labels(arrays.labels[:1]),
             generator=[torch.Generator().manual_seed(0)],
         ).labels[0]
         assert (stage.predicted[0] != expected).mean() < 0.01

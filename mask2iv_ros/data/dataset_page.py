@@ -12,7 +12,7 @@ from mask2iv_ros import labels as lb
 from mask2iv_ros.clip import InteractionClip
 from mask2iv_ros.data.episodes import BadEpisode, EpisodeReader
 from mask2iv_ros.data.sampling import spread_frames
-from mask2iv_ros.evaluation.pictures import contact_sheet, write_picture, write_video
+from mask2iv_ros.pictures import contact_sheet, write_picture, write_video
 
 COLUMNS = 8  #: frames of a clip in a strip
 MAX_FRAMES = 64  #: frames of a clip that are decoded for video and statistics

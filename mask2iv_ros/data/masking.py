@@ -24,8 +24,8 @@ from mask2iv_ros.data.segment import (
     segment_clip,
 )
 from mask2iv_ros.data.transfer import copy_episodes
-from mask2iv_ros.evaluation.pictures import contact_sheet, write_picture
 from mask2iv_ros.labels import ACTOR, BACKGROUND, OBJECT
+from mask2iv_ros.pictures import contact_sheet, write_picture
 
 SHEET_ROWS = 40  #: episodes on a contact sheet
 SHEET_WIDTH, SHEET_COLUMNS = 1600, 8

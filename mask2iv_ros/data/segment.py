@@ -624,7 +624,7 @@ def _need(model, role: str, labels: Iterable[int]) -> None:
 def review_rows(
     results: Iterable[tuple[str, InteractionClip, SegmentationResult]], columns: int = 8, width: int = 1600
 ) -> dict[str, np.ndarray]:
-    """Rows for `evaluation.pictures.contact_sheet` to judge masks by: episodes with their masks over them.
+    """Rows for `pictures.contact_sheet` to judge masks by: episodes with their masks over them.
 
     Rejected episodes are dark, framed red, and say why. A clip is let go once its row is drawn, so `results`
     may be a generator over many.

@@ -31,8 +31,44 @@ class InteractionVideoPipelineOutput(BaseOutput):
     frames: np.ndarray | torch.Tensor
 
 
+def anchored_windows(length: int, size: int, overlap: int = 3) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Windows of `size` frames that make a clip of `length` frames, in the order in which to generate them.
+
+    The first holds key frames, spread from first to last. Each further one fills in between: frame 0, then a
+    run of new frames among the `overlap` or more nearest ones that are there already. So every window starts
+    from the observed frame, and errors do not add up along the clip.
+
+    Returns:
+        (frames, known) pairs: (size,) increasing frame numbers, and (size,) bool, whether an earlier window
+        has made them (frame 0: it is observed).
+
+    Raises:
+        ValueError: `length` below `size`, or `overlap` that leaves no room for new frames.
+    """
+    if length < size or not 0 <= overlap < size - 1:
+        raise ValueError(
+            f'expected at least {size} frames and an overlap of 0 to {size - 2}, '
+            f'got {length} frames and an overlap of {overlap}'
+        )
+    done = np.linspace(0, length - 1, size).round().astype(int)
+    windows = [(done, np.zeros(size, dtype=bool))]
+    while len(done) < length:
+        new = np.setdiff1d(np.arange(length), done)[: size - 1 - overlap]
+        near = done[done > 0]
+        distance = np.minimum(np.abs(near - new[0]), np.abs(near - new[-1]))
+        distance[(near > new[0]) & (near < new[-1])] = 0
+        kept = near[np.argsort(distance, kind='stable')[: size - 1 - len(new)]]
+        frames = np.sort(np.concatenate([[0], kept, new]))
+        windows.append((frames, ~np.isin(frames, new)))
+        done = np.union1d(done, new)
+    return windows
+
+
 class InteractionVideoPipeline(DiffusionPipeline):
     """Generates the RGB video that follows given mask trajectories.
+
+    A clip that is longer than the model's `num_frames` is made in windows (`anchored_windows`), in which the
+    frames of earlier windows are kept (as in RePaint, arXiv 2201.09865, without its resampling).
 
     Components and config as in `MaskTrajectoryPipeline`; here the target is the latent of each video frame,
     or with `residual_scale` its difference to the first frame's latent times that number. The text is ''.
@@ -78,9 +114,18 @@ class InteractionVideoPipeline(DiffusionPipeline):
             residual_scale=residual_scale,
         )
 
+    @property
+    def num_timesteps(self) -> int:
+        """Denoising steps of the running call, all windows together."""
+        return self._num_timesteps
+
     def check_inputs(self, image, labels, output_type, callback_on_step_end_tensor_inputs):
         check_call(self, image, output_type, callback_on_step_end_tensor_inputs)
-        check_images(labels, 'labels', (len(image), self.config.num_frames, *image.shape[1:3]))
+        check_images(labels, 'labels', (len(image), None, *image.shape[1:3]))
+        if labels.shape[1] < self.config.num_frames:
+            raise ValueError(
+                f'labels: expected at least {self.config.num_frames} frames, got {labels.shape[1]}'
+            )
         lb.check_labels(labels)
 
     @torch.no_grad()
@@ -103,7 +148,7 @@ class InteractionVideoPipeline(DiffusionPipeline):
         Args:
             image: (B, H, W, 3) uint8 RGB first frames, H and W multiples of the VAE's factor times the
                 UNet's.
-            labels: (B, T, H, W) uint8 label images of all frames.
+            labels: (B, T, H, W) uint8 label images of all frames; T at least the config's `num_frames`.
             latents: (B, C, T, h, w) starting noise, or None to draw it from `generator`.
             output_type, callback_on_step_end, callback_on_step_end_tensor_inputs: as in
                 `MaskTrajectoryPipeline`.
@@ -113,8 +158,7 @@ class InteractionVideoPipeline(DiffusionPipeline):
         """
         # 1. Check inputs
         self.check_inputs(image, labels, output_type, callback_on_step_end_tensor_inputs)
-        num_frames = self.config.num_frames
-        device = self._execution_device
+        num_frames, device = self.config.num_frames, self._execution_device
 
         # 2. Encode first frame and masks
         first = encode_images(self.vae, image[:, None], device)[:, :, 0]
@@ -122,33 +166,46 @@ class InteractionVideoPipeline(DiffusionPipeline):
         text_tokens = encode_text(self, [''] * len(image)).to(self.unet.dtype)
         image_tokens = encode_first_frame(self, image, first)
         dtype = self.unet.dtype
-        condition = torch.cat(
-            [first.unsqueeze(2).expand(-1, -1, num_frames, -1, -1), mask_latents], dim=1
-        ).to(dtype)
+        condition = torch.cat([first.unsqueeze(2).expand_as(mask_latents), mask_latents], dim=1).to(dtype)
         fps_condition = torch.full((len(image),), round(fps or self.config.fps), device=device)
 
-        # 3. Timesteps and noise
+        # 3. Timesteps, noise, and the windows that the UNet sees at a time
         self.scheduler.set_timesteps(num_inference_steps or self.config.num_inference_steps, device=device)
+        timesteps = self.scheduler.timesteps
         if latents is None:
             latents = randn_tensor(
                 mask_latents.shape, generator=generator, device=device, dtype=torch.float32
             )
-        latents = latents.to(device) * self.scheduler.init_noise_sigma
+        noise = latents.to(device) * self.scheduler.init_noise_sigma
+        windows = anchored_windows(labels.shape[1], num_frames)
+        self._num_timesteps = len(windows) * len(timesteps)
+        video = torch.zeros_like(noise)
 
-        # 4. Denoise; channel order noise, image, mask
+        # 4. Denoise one window after the other; channel order noise, image, mask
         eta = self.config.eta if eta is None else eta
-        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress_bar:
-            for step, t in enumerate(self.scheduler.timesteps):
-                model_input = torch.cat([latents.to(dtype), condition], dim=1)
-                velocity = self.unet(model_input, t, text_tokens, image_tokens, fps_condition).sample
-                result = self.scheduler.step(velocity.float(), t, latents, eta=eta, generator=generator)
-                latents = result.prev_sample
-                if callback_on_step_end is not None:
-                    tensors = {'latents': latents, 'pred_original_sample': result.pred_original_sample}
-                    tensors = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    outputs = callback_on_step_end(self, step, int(t), tensors) or {}
-                    latents = outputs.get('latents', latents)
-                progress_bar.update()
+        with self.progress_bar(total=self.num_timesteps) as progress_bar:
+            for window, (frames, is_known) in enumerate(windows):
+                known = frames[is_known]
+                latents = noise[:, :, frames]
+                for step, t in enumerate(timesteps, start=window * len(timesteps)):
+                    if len(known):
+                        latents[:, :, is_known] = self.scheduler.add_noise(
+                            video[:, :, known], noise[:, :, known], t.expand(len(image))
+                        )
+                    model_input = torch.cat([latents.to(dtype), condition[:, :, frames]], dim=1)
+                    velocity = self.unet(model_input, t, text_tokens, image_tokens, fps_condition).sample
+                    result = self.scheduler.step(velocity.float(), t, latents, eta=eta, generator=generator)
+                    latents = result.prev_sample
+                    if callback_on_step_end is not None:
+                        tensors = {'latents': latents, 'pred_original_sample': result.pred_original_sample}
+                        tensors = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                        outputs = callback_on_step_end(self, step, int(t), tensors) or {}
+                        latents = outputs.get('latents', latents)
+                    progress_bar.update()
+                video[:, :, frames[~is_known]] = latents[:, :, ~is_known]
+                if len(windows) > 1:  # frame 0 is known from now on
+                    video[:, :, 0] = first if self.config.residual_scale is None else 0
+        latents = video
 
         # 5. Decode
         if output_type == 'latent':

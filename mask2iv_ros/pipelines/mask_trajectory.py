@@ -96,6 +96,11 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
             residual_scale=residual_scale,
         )
 
+    @property
+    def num_timesteps(self) -> int:
+        """Denoising steps of the running call."""
+        return self._num_timesteps
+
     def check_inputs(self, image, labels, task, goal, output_type, callback_on_step_end_tensor_inputs):
         check_call(self, image, output_type, callback_on_step_end_tensor_inputs)
         check_images(labels, 'labels', image.shape[:3])
@@ -189,6 +194,7 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
 
         # 3. Timesteps and noise
         self.scheduler.set_timesteps(num_inference_steps or self.config.num_inference_steps, device=device)
+        self._num_timesteps = len(self.scheduler.timesteps)
         shape = (len(image), first.shape[1], num_frames, *first.shape[2:])
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
@@ -196,7 +202,7 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
 
         # 4. Denoise; channel order noise, mask, image
         eta = self.config.eta if eta is None else eta
-        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress_bar:
+        with self.progress_bar(total=self.num_timesteps) as progress_bar:
             for step, t in enumerate(self.scheduler.timesteps):
                 model_input = torch.cat([latents.to(dtype), condition], dim=1)
                 velocity = self.unet(model_input, t, text_tokens, image_tokens, fps_condition).sample

@@ -1,6 +1,6 @@
 """From a request in image pixels to plans in the same pixels: checks, framing, sampling, scoring.
 
-This is the one road to the model for the node, the command line and evaluation.
+This is the one road to the model for the node and `mask2iv generate`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.framing import Framing
+from mask2iv_ros.interpolation import stretch_labels
 from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
 from mask2iv_ros.planning.request import GenerationRequest, InvalidRequest, Plan, check_request
 
@@ -53,6 +54,13 @@ def generate_plans(
             f'num_inference_steps {request.num_inference_steps}, expected at most the {max_steps} timesteps '
             f'of {pipeline.config.name}',
         )
+    num_frames = request.num_frames or pipeline.config.num_frames
+    if num_frames < pipeline.config.num_frames:
+        raise InvalidRequest(
+            'INVALID_PARAMETER',
+            f'num_frames {num_frames}, expected at least the {pipeline.config.num_frames} of '
+            f'{pipeline.config.name}',
+        )
     framing = Framing(request.frame.shape[:2], tuple(pipeline.config.sample_size))
     labels = _fit_object(framing, request.labels, 'object_mask without the actor')
     goal = request.goal_labels
@@ -72,7 +80,7 @@ def generate_plans(
         if previews and stage.stage == 'trajectory':
             predicted, first = tensors['pred_original_sample'][:1], tensors['first'][:1]
             preview = stage.latents_to_labels(predicted, first, labels[None])[0]
-        progress(stage.stage, step + 1, len(stage.scheduler.timesteps), preview)
+        progress(stage.stage, step + 1, stage.num_timesteps, preview)
         return {}
 
     sampling = {'num_inference_steps': request.num_inference_steps or None, 'generator': generators}
@@ -87,6 +95,8 @@ def generate_plans(
         callback_on_step_end_tensor_inputs=('pred_original_sample', 'first'),
         **sampling,
     ).labels
+    if num_frames != trajectories.shape[1]:
+        trajectories = np.stack([stretch_labels(trajectory, num_frames) for trajectory in trajectories])
     clock['trajectory'] = time.perf_counter() - mark
     mark = time.perf_counter()
     videos = None if request.trajectory_only else pipeline.video(image, trajectories, **sampling).frames
@@ -114,7 +124,7 @@ def generate_plans(
                 score_meaning=SCORE_MEANING,
                 contact_frame=contact_frame,
                 contact_pixel=contact_pixel,
-                fps=pipeline.config.fps,
+                fps=pipeline.config.fps * (num_frames - 1) / (pipeline.config.num_frames - 1),
                 timings=clock,
             )
         )
@@ -138,7 +148,7 @@ def find_contact(labels: np.ndarray, framing: Framing) -> tuple[int, tuple[float
     Returns:
         -1 and None if they never touch.
     """
-    size = max(3, round(7 * framing.model[0] / 320) // 2 * 2 + 1)  # the paper's 7 pixels at 320 x 512
+    size = lb.contact_size(framing.model[0])
     frame = lb.contact_frame(labels, size)
     if frame < 0:
         return -1, None

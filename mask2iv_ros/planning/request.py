@@ -39,6 +39,8 @@ class GenerationRequest:
         seed: of the first plan; plan i has seed + i.
         num_inference_steps: denoising steps a stage; 0 for the model's default.
         trajectory_only: leave out stage 2.
+        num_frames: length of the plan; 0 for the model's. With more, masks are interpolated between the
+            model's frames, and the video is made for all of them.
     """
 
     frame: np.ndarray
@@ -51,6 +53,7 @@ class GenerationRequest:
     seed: int = 0
     num_inference_steps: int = 0
     trajectory_only: bool = False
+    num_frames: int = 0
 
     @property
     def labels(self) -> np.ndarray:

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from mask2iv_ros.data.episodes import open_dataset
 from mask2iv_ros.data.metaworld import TASKS
-from mask2iv_ros.evaluation.pictures import plan_sheet, write_picture, write_video
 from mask2iv_ros.labels import overlay
 from mask2iv_ros.msg import InteractionPlan
+from mask2iv_ros.pictures import plan_sheet, write_picture, write_video
 from mask2iv_ros.ros.client import InteractionClient
 from mask2iv_ros.ros.conversions import read_colour, read_labels
 from mask2iv_ros.ros.node_process import NodeProcess

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mask2iv_ros import labels as lb
 from mask2iv_ros.clip import InteractionClip
 from mask2iv_ros.framing import Framing
 
@@ -112,9 +111,3 @@ def stored_clips(folder: Path) -> int:
     """How many clips a `build_arrays` that was killed left in `folder`."""
     log = folder / CLIP_LOG
     return log.read_text().count('\n') if log.is_file() else 0
-
-
-def goal_labels(labels: np.ndarray) -> np.ndarray:
-    """The goal of a (..., T, h, w) clip: its last label image without the actor."""
-    last = labels[..., -1, :, :]
-    return np.where(last == lb.ACTOR, lb.BACKGROUND, last).astype(np.uint8)

@@ -9,7 +9,6 @@ import torch
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.planning.request import move_mask
-from mask2iv_ros.training.arrays import goal_labels
 
 #: Forms of a goal, in the order of `goal_variants`.
 GOAL_FORMS = ('mask', 'box', 'point')
@@ -84,7 +83,7 @@ def goal_variants(labels: np.ndarray) -> np.ndarray:
     object mask is moved, as `GenerationRequest` does. All are empty where the clip ends without an object; a
     clip that begins without one has the goal's mask for the pixel too.
     """
-    goal, first = goal_labels(labels), without_actor(labels[0]) != lb.BACKGROUND
+    goal, first = lb.goal_labels(labels), without_actor(labels[0]) != lb.BACKGROUND
     target = goal != lb.BACKGROUND
     if not target.any():
         return np.stack([goal] * 3)

@@ -16,13 +16,13 @@ from PIL import Image
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.evaluation import metrics
-from mask2iv_ros.evaluation.pictures import clip_strip
 from mask2iv_ros.models.resampler import Resampler
 from mask2iv_ros.models.unet import DynamiCrafterUNet
+from mask2iv_ros.pictures import clip_strip
 from mask2iv_ros.pipelines.components import encode_text, image_features
 from mask2iv_ros.pipelines.interaction_video import InteractionVideoPipeline
 from mask2iv_ros.pipelines.mask_trajectory import MaskTrajectoryPipeline, trajectory_condition
-from mask2iv_ros.training.arrays import ClipArrays, goal_labels
+from mask2iv_ros.training.arrays import ClipArrays
 from mask2iv_ros.training.conditions import (
     ConditionShares,
     draw_conditions,
@@ -389,7 +389,7 @@ class TrajectoryTrainer(StageTrainer):
             latents['no_actor'] = self.cache.encoded(
                 'no_actor', lambda i: lb.labels_to_rgb(without_actor(labels[i, 0]))
             )
-        self.has_goal = torch.tensor([bool(goal_labels(clip).any()) for clip in labels])
+        self.has_goal = torch.tensor([bool(lb.goal_labels(clip).any()) for clip in labels])
         return latents
 
     def _inputs(self, clips, generator):
@@ -412,7 +412,7 @@ class TrajectoryTrainer(StageTrainer):
 
     def _pick(self, held_out: ClipArrays, count: int) -> np.ndarray:
         every = np.random.default_rng(0).permutation(len(held_out))
-        with_goal = [i for i in every if goal_labels(held_out.labels[i]).any()]
+        with_goal = [i for i in every if lb.goal_labels(held_out.labels[i]).any()]
         return np.sort((with_goal or every)[:count])
 
     def predict(self, clips, picks, steps):
@@ -423,7 +423,7 @@ class TrajectoryTrainer(StageTrainer):
                 clips.frames[batch, 0],
                 clips.labels[batch, 0],
                 [clips.tasks[i] if shares.goal_only < 1 else '' for i in batch],
-                goal_labels(clips.labels[batch]) if shares.text_only < 1 else None,
+                lb.goal_labels(clips.labels[batch]) if shares.text_only < 1 else None,
                 num_inference_steps=steps,
                 generator=[torch.Generator().manual_seed(int(i)) for i in batch],
             ).labels

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from mask2iv_ros import labels as lb
 from mask2iv_ros.pipelines.mask_trajectory import MaskTrajectoryPipeline
-from mask2iv_ros.training.arrays import goal_labels
 from mask2iv_ros.training.latents import LatentCache, weights_id
 
 
@@ -29,7 +29,7 @@ def predicted_labels(
         for first in range(start, len(clips), batch_size):
             batch = slice(first, first + batch_size)
             labels = clips.labels[batch]
-            goal = goal_labels(labels)
+            goal = lb.goal_labels(labels)
             with torch.autocast('cuda', torch.bfloat16, enabled=cache.vae.device.type == 'cuda'):
                 predicted = pipeline(
                     clips.frames[batch, 0],

@@ -23,7 +23,7 @@ def clip_strip(frames: np.ndarray, columns: int = 8) -> np.ndarray:
 def contact_sheet(rows: dict[str, np.ndarray], width: int = 1600, columns: int = 8) -> np.ndarray:
     """Named rows of (T, H, W, 3) uint8 clips as one (h, `width`, 3) picture for a person to judge.
 
-    Each row shows `columns` frames, spread evenly, with their number in the clip.
+    Each row shows `columns` frames, spread evenly; where there are more, with their number in the clip.
     """
     cell = (width - GAP) // columns - GAP
     strips = []
@@ -33,8 +33,9 @@ def contact_sheet(rows: dict[str, np.ndarray], width: int = 1600, columns: int =
         strip = np.full((height + GAP, width, 3), 255, np.uint8)
         for i, pick in enumerate(picks):
             shown = cv2.resize(frames[pick], (cell, height), interpolation=cv2.INTER_AREA)
-            for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):  # readable on any picture
-                cv2.putText(shown, str(pick), (4, 16), FONT, 0.5, colour, thickness, cv2.LINE_AA)
+            if len(frames) > columns:
+                for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):  # readable on any picture
+                    cv2.putText(shown, str(pick), (4, 16), FONT, 0.5, colour, thickness, cv2.LINE_AA)
             left = GAP + i * (cell + GAP)
             strip[:height, left : left + cell] = shown
         bar = np.full((28, width, 3), 255, np.uint8)
