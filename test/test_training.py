@@ -123,6 +123,20 @@ class TestTrainer:
             assert resumed().step in (5 + calls, 6 + calls)
             trainer.save()
 
+    def test_each_part_has_its_own_precision(self, tmp_path):
+        for precision in ('bf16', 'no'):
+            schedule = Schedule(steps=1, learning_rate='1e-3', mixed_precision=precision)
+            trainer = Trainer(torch.nn.Linear(4, 2), tmp_path / precision, schedule)
+            seen = []
+
+            def loss_at(generator, trainer=trainer, seen=seen):
+                with torch.no_grad():
+                    seen.append(torch.nn.functional.linear(torch.ones(1, 4), torch.ones(2, 4)).dtype)
+                return {'loss': trainer.model(torch.ones(1, 4)).float().sum()}
+
+            assert trainer.run(loss_at)
+            assert seen == [torch.bfloat16 if precision == 'bf16' else torch.float32]
+
     def test_the_time_budget_ends_a_run(self, tmp_path):
         trainer = Trainer(torch.nn.Linear(1, 1), tmp_path, Schedule(steps=10**6, learning_rate=0.1))
         done = trainer.run(lambda g: {'loss': trainer.model(torch.ones(1, 1)).sum()}, max_minutes=0.02)

@@ -12,12 +12,14 @@ import yaml
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from safetensors.torch import load_file
 from test_training import moving_clip
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.cli import main
 from mask2iv_ros.data.lerobot import LeRobotClipWriter
 from mask2iv_ros.models.resampler import Resampler
 from mask2iv_ros.models.unet import DynamiCrafterUNet
+from mask2iv_ros.pipelines.components import image_features
 from mask2iv_ros.pipelines.loading import load_pipeline
 from mask2iv_ros.training import trainer as trainer_module
 from mask2iv_ros.training.recipe import Recipe
@@ -298,6 +300,48 @@ class TestTrajectoryInputs:
         assert (first - target[:, :, 0]).abs().max() > 0.01
 
 
+class TestFrozenNetworks:
+    def test_an_image_encoder_runs_once_a_clip(self, tmp_path, data, init):
+        torch.manual_seed(0)
+        config = CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=8,
+        )
+        whole = load_pipeline(init, 'cpu')
+        unet = DynamiCrafterUNet(**UNET)
+        projector = Resampler(**PROJECTOR | {'embedding_dim': 16})
+        whole.register_modules(
+            image_encoder=CLIPVisionModel(config).eval(),
+            feature_extractor=CLIPImageProcessor(size={'shortest_edge': 16}, crop_size=16),
+            trajectory_unet=unet,
+            trajectory_image_projector=projector,
+        )
+        whole.save_pretrained(tmp_path / 'clip')
+        recipe = make_recipe(tmp_path, data, tmp_path / 'clip', schedule={'steps': 1})
+        stage = recipe.stage_trainer('trajectory')
+        assert stage.features.shape == (4, 5, 16)  # 2 x 2 patches and the class
+        with torch.no_grad():
+            tokens = image_features(whole, np.array(recipe.arrays('train').frames[2, :1]), None)
+        np.testing.assert_allclose(stage.features[2], tokens[0], atol=1e-2)
+        assert stage.run(recipe.arrays('val'), validation=recipe.validation)
+        assert (recipe.assemble() / 'image_encoder').is_dir()
+
+    def test_a_checkpoint_does_not_go_on_over_other_frozen_weights(self, tmp_path, data, init):
+        recipe = make_recipe(tmp_path, data, init, trained='spatial')
+        recipe.stage_trainer('trajectory').trainer.save()
+        assert recipe.stage_trainer('trajectory').trainer.step == 0
+        other = load_pipeline(init, 'cpu')
+        torch.nn.init.ones_(other.trajectory_unet.transformer_in.proj_in.bias)
+        other.save_pretrained(tmp_path / 'other')
+        recipe.init = tmp_path / 'other'
+        with pytest.raises(ValueError, match='to start anew'):
+            recipe.stage_trainer('trajectory')
+
+
 class TestConfigurations:
     @pytest.mark.parametrize('name', STAGE_CONFIGS)
     def test_each_names_one_stage_and_builds_its_options(self, name, init, tmp_path):
@@ -360,6 +404,8 @@ class TestConfigurations:
             ({'name': None}, 'says nothing|expected'),
             ({'unet': UNET}, 'expected unet and image_projector, or neither'),
             ({'scheduler': {}}, 'are those of the model'),
+            ({'validation': {'clip': 1}}, "validation: .* unexpected keyword argument 'clip'"),
+            ({'video': {'schedule': {}}}, "video: .* 'steps' and 'learning_rate'"),
         ],
     )
     def test_a_configuration_that_makes_no_sense_says_why(self, change, message, tmp_path, data, init):

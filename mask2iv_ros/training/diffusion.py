@@ -30,7 +30,7 @@ from mask2iv_ros.training.conditions import (
     without_actor,
 )
 from mask2iv_ros.training.damage import DamageShares, damage_labels
-from mask2iv_ros.training.latents import LatentCache, weights_id
+from mask2iv_ros.training.latents import LatentCache, tensors_id, weights_id
 from mask2iv_ros.training.losses import contact_cells, foreground_cells, loss_weights
 from mask2iv_ros.training.trained_parts import StageModel, count_trained, merge_adapter, select_trained
 from mask2iv_ros.training.trainer import Schedule, Trainer
@@ -156,6 +156,8 @@ class StageTrainer(ABC):
                 network.to(self.device).requires_grad_(False)
                 if self.device.type == 'cuda':
                     network.bfloat16()
+        #: What was made of the clips, and by which frozen networks: a checkpoint of others is not continued.
+        self.made_of = [cache.id]
         self.latents = self._encode()
         self.texts, self.text_index = self._encode_texts()
         self.features = self._encode_features()
@@ -199,6 +201,7 @@ class StageTrainer(ABC):
 
         listed = hashlib.sha256('\n'.join(texts).encode()).hexdigest()
         made_of = f'{listed} {weights_id(self.pipeline.text_encoder)}'
+        self.made_of.append(made_of)
         with torch.no_grad():
             rows = self.cache.batches(f'{self.pipeline.stage}_texts', tokens, made_of, len(texts))
         position = {text: i for i, text in enumerate(texts)}
@@ -211,11 +214,13 @@ class StageTrainer(ABC):
             return None
 
         def row(i: int) -> np.ndarray:
-            tokens = image_features(self.pipeline, self.arrays.frames[i, :1], None)
+            tokens = image_features(self.pipeline, np.array(self.arrays.frames[i, :1]), None)
             return tokens[0].to('cpu', torch.float16).numpy()
 
+        made_of = f'{self.arrays.digest} {weights_id(encoder)}'
+        self.made_of.append(made_of)
         with torch.no_grad():
-            return self.cache.rows('image_features', row, f'{self.arrays.digest} {weights_id(encoder)}')
+            return self.cache.rows('image_features', row, made_of)
 
     def _encode_maps(self) -> dict[str, np.ndarray]:
         """Bool maps (N, T, h, w) of latent cells for `loss_weights`."""
@@ -260,18 +265,15 @@ class StageTrainer(ABC):
             model.unet.enable_gradient_checkpointing()
             if model.image_projector is not None:
                 model.image_projector.enable_gradient_checkpointing()
-        trainer = Trainer(model, self.folder, schedule, self.seed, f'latents {self.data_id}')
+        self.made_of.append(tensors_id({n: p for n, p in model.named_parameters() if not p.requires_grad}))
+        data = hashlib.sha256(' '.join(self.made_of).encode()).hexdigest()
+        trainer = Trainer(model, self.folder, schedule, self.seed, f'latents {data}')
         counts = count_trained(model)
         trainer.accelerator.print(
             f'{self.folder}: {counts["trained_parameters"]:,} of {counts["parameters"]:,} parameters trained '
             f'({counts["trained_tensors"]} of {counts["tensors"]} tensors), {len(self.arrays)} clips'
         )
         return trainer
-
-    @property
-    def data_id(self) -> str:
-        """Hash, hex, of clips and frozen networks."""
-        return hashlib.sha256(self.cache.id.encode()).hexdigest()
 
     def _load(self, name: str, *index: np.ndarray) -> torch.Tensor:
         """float32 latents on the device, (B, C, T, h, w) or (B, C, h, w)."""
@@ -470,14 +472,11 @@ class VideoTrainer(StageTrainer):
         if shares.predicted:
             if self.predicted is None:
                 raise ValueError('damage: a share of predicted masks needs a stage 1 that predicts them')
+            self.made_of.append(self.predicted_id)
             latents['predicted'] = self.cache.encoded(
                 'predicted', lambda i: lb.labels_to_rgb(self.predicted[i]), self.predicted_id
             )
         return latents
-
-    @property
-    def data_id(self) -> str:
-        return super().data_id if self.predicted is None else f'{super().data_id} {self.predicted_id}'
 
     def _inputs(self, clips, generator):
         shares = self.options.damage

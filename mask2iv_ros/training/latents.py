@@ -89,10 +89,15 @@ def encode_images(vae, images: np.ndarray) -> np.ndarray:
 
 def weights_id(*models: torch.nn.Module | None) -> str:
     """sha256, hex, of the names and values of all weights."""
+    return tensors_id(*(model.state_dict() for model in models if model is not None))
+
+
+def tensors_id(*states: dict[str, torch.Tensor]) -> str:
+    """sha256, hex, of names and values."""
     digest = hashlib.sha256()
-    for model in models:
-        for name, tensor in sorted(model.state_dict().items() if model is not None else ()):
-            digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
+    for state in states:
+        for name, tensor in sorted(state.items()):
+            digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

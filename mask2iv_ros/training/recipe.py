@@ -112,9 +112,12 @@ class Recipe:
             sampling |= self.config.get('sampling', {})
             self.config = {**defaults, **self.config, 'sampling': sampling}
         self.seed = self.config.get('seed', 0)
-        self.validation = Validation(**self.config.get('validation', {}))
+        self.validation = _fill(Validation, self.config.get('validation', {}), f'{config}: validation')
         self.options = {
-            name: (Schedule(**self.config[name]['schedule']), stage.options(**self.config[name]['options']))
+            name: (
+                _fill(Schedule, self.config[name].get('schedule', {}), f'{config}: {name}'),
+                _fill(stage.options, self.config[name].get('options', {}), f'{config}: {name}'),
+            )
             for name, stage in STAGES.items()
             if name in self.parts
         }
@@ -334,3 +337,10 @@ class Recipe:
     def _description(self) -> dict:
         keys = ('name', 'sample_size', 'num_frames')
         return {**{key: self.config[key] for key in keys}, **self.config['sampling']}
+
+
+def _fill(options_class: type, values: dict, where: str):
+    try:
+        return options_class(**values)
+    except TypeError as error:  # a name too many or too few
+        raise ValueError(f'{where}: {str(error).replace("__init__() ", "")}') from error

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, ProjectConfiguration
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
@@ -53,6 +54,7 @@ class Schedule:
     mixed_precision: str = 'bf16'
 
     def __post_init__(self):
+        self.learning_rate = float(self.learning_rate)  # YAML reads 1e-5 as a text
         if self.decay not in ('cosine', 'constant'):
             raise ValueError(f"decay: expected 'cosine' or 'constant', got {self.decay!r}")
         if self.mixed_precision not in ('bf16', 'fp16', 'no'):
@@ -88,6 +90,7 @@ class Trainer:
         self, model: torch.nn.Module, folder: Path, schedule: Schedule, seed: int = 0, data: str = ''
     ):
         self.folder, self.schedule, self.seed, self.data = folder, schedule, seed, data
+        AcceleratorState._reset_state()  # each part of a run has its own precision
         self.accelerator = Accelerator(
             mixed_precision=schedule.mixed_precision,
             gradient_accumulation_steps=schedule.gradient_accumulation_steps,
