@@ -17,6 +17,7 @@ from mask2iv_ros.pipelines import (
     InteractionVideoPipeline,
     Mask2IVPipeline,
     MaskTrajectoryPipeline,
+    ModelError,
     load_pipeline,
 )
 from mask2iv_ros.pipelines.components import encode_text
@@ -80,7 +81,8 @@ def test_each_stage_has_its_own_weights_and_the_frozen_parts_lie_there_once(conv
 
 
 def test_the_model_is_sampled_as_in_the_paper(tmp_path):
-    path = save(tmp_path / 'model.safetensors', tiny_checkpoint())
+    half = {key: value.half() for key, value in tiny_checkpoint().items()}
+    path = save(tmp_path / 'model.safetensors', half)
     convert_checkpoint(path, tmp_path / 'out', video=path)
     index = json.loads((tmp_path / 'out' / 'model_index.json').read_text())
     expected = {
@@ -187,6 +189,8 @@ def test_one_mask2iv_checkpoint_becomes_its_stage(tmp_path, stage, write, pipeli
     assert [note for note in report['notes'] if '--stage video' in note] == report['notes']
     assert bool(report['notes']) == (stage is None)
     loaded = pipeline_class.from_pretrained(tmp_path / 'out')
+    with pytest.raises(ModelError, match=f'got a {pipeline_class.__name__}; .* with --video'):
+        load_pipeline(tmp_path / 'out', 'cpu')
     weight = tiny_checkpoint()['model.diffusion_model.out.2.weight']
     assert torch.equal(loaded.unet.conv_out.weight, weight)
 

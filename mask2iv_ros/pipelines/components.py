@@ -8,7 +8,7 @@ import torch
 #: Difference of decoded pixels (of 255) up to which they count as equal, and from which as different.
 CHANGE_RANGE = (8, 40)
 
-#: Pixels that go through the VAE at once: three frames of 320 x 512. All 16 would take over 10 GB.
+#: Pixels that go through the VAE at once, to bound its memory: three frames of 320 x 512.
 VAE_PIXELS = 2**19
 
 

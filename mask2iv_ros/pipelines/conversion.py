@@ -101,7 +101,7 @@ _SHARED_PARTS = (
 #: Known keys without a place in the pipeline: pattern, reason.
 _NOT_NEEDED = (
     (
-        r'cond_stage_model\.model\.transformer\.resblocks\.\d+\..*',
+        r'cond_stage_model\.model\.transformer\.resblocks\.\d+\.(ln_[12]|attn|mlp)\..*',
         'last layer; text tokens are the penultimate one',
     ),
     (r'cond_stage_model\.model\.(text_projection|logit_scale|attn_mask)', 'not on the way to text tokens'),
@@ -172,11 +172,11 @@ class _Checkpoint:
         names = [f'{count} {name}.*' for name, count in counts.most_common(6)]
         return f'{len(self.state_dict)} keys: {", ".join(names)}{", ..." if len(counts) > 6 else ""}'
 
-    def build(self, part: _Part, folder: str, overrides: Mapping[str, Any]) -> torch.nn.Module | None:
+    def build(self, part: _Part, folder: str) -> torch.nn.Module | None:
         """The model of `part`, its keys noted as used for `folder`; None if some are missing."""
         weights = self.weights(part)
         try:
-            config = part.infer_config(weights) | dict(overrides)
+            config = part.infer_config(weights)
             names = part.key_map(config)
         except (KeyError, ValueError, IndexError, TypeError, AttributeError, ZeroDivisionError) as error:
             self.missing.append(f'{part.prefix}* (the shapes give no config: {error!r})')
@@ -244,7 +244,6 @@ def convert_checkpoint(
     video: str | Path | None = None,
     stage: str | None = None,
     sample_size: tuple[int, int] = (320, 512),
-    configs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Convert one checkpoint, or one of each stage, into a pipeline folder of safetensors.
 
@@ -259,8 +258,6 @@ def convert_checkpoint(
         video: checkpoint of stage 2.
         stage: 'trajectory' (stage 1) or 'video' (stage 2), for a single checkpoint: its weights do not tell.
         sample_size: (height, width) in pixels that it was trained at.
-        configs: {folder: values} in place of what shapes give: `unet`, `image_projector`, `vae`,
-            `text_encoder`, `image_encoder`.
 
     Returns:
         What `out/report.json` holds: `pipeline`, `channel_order`, `notes`, `configs` {folder: config}, and
@@ -279,7 +276,6 @@ def convert_checkpoint(
     if stage is not None and (video is not None or stage not in STAGES):
         raise ValueError(f'stage {stage!r}: expected one of {", ".join(STAGES)}, and only without `video`')
     tokenizer = openclip_tokenizer()
-    configs = configs or {}
     checkpoints = [_Checkpoint(file) for file in (path, video) if file is not None]
     notes: list[str] = []
     stages = _stages(checkpoints, stage, notes)
@@ -288,9 +284,9 @@ def convert_checkpoint(
     for name, checkpoint in stages.items():
         for part in (_UNET, _PROJECTOR):
             folder = part.folder if len(stages) == 1 else f'{name}_{part.folder}'
-            models[folder] = checkpoint.build(part, folder, configs.get(part.folder, {}))
+            models[folder] = checkpoint.build(part, folder)
     for part in _SHARED_PARTS:
-        models[part.folder] = _build_shared(part, checkpoints, configs.get(part.folder, {}))
+        models[part.folder] = _build_shared(part, checkpoints)
     scheduler = _scheduler(checkpoints, notes)
     for checkpoint in checkpoints:
         if (factor := checkpoint.state_dict.get('scale_factor')) is not None and models['vae'] is not None:
@@ -374,12 +370,10 @@ def _stages(checkpoints: list[_Checkpoint], stage: str | None, notes: list[str])
     return {stage: checkpoints[0]}
 
 
-def _build_shared(
-    part: _Part, checkpoints: list[_Checkpoint], overrides: Mapping[str, Any]
-) -> torch.nn.Module | None:
+def _build_shared(part: _Part, checkpoints: list[_Checkpoint]) -> torch.nn.Module | None:
     """The frozen `part`, which every checkpoint that has it must have with equal values."""
     holders = [checkpoint for checkpoint in checkpoints if checkpoint.weights(part)] or checkpoints[:1]
-    model = holders[0].build(part, part.folder, overrides)
+    model = holders[0].build(part, part.folder)
     for other in holders[1:]:
         for key, places in list(holders[0].used.items()):
             if not key.startswith(part.prefix):
@@ -422,7 +416,7 @@ def _rescale_base(checkpoint: _Checkpoint, notes: list[str]) -> float:
             )
         checkpoint.used['alphas_cumprod'] = ['scheduler (equal)']
     if (scales := state_dict.get('scale_arr')) is not None:
-        base = round(float(scales[-1]), 4)
+        base = round(float(scales[-1]), 3)  # 0.7 also from a file in half precision
         # The public array goes on beyond the last timestep.
         if not _close(scales[: len(default)], RescaledDDIMScheduler(rescale_base=base).scales):
             raise ValueError(

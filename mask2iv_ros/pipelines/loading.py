@@ -8,8 +8,12 @@ from pathlib import Path
 
 import torch
 
+from mask2iv_ros.pipelines.interaction_video import InteractionVideoPipeline
 from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
+from mask2iv_ros.pipelines.mask_trajectory import MaskTrajectoryPipeline
 from mask2iv_ros.weights import default_model_path, unpack
+
+STAGES = (MaskTrajectoryPipeline.__name__, InteractionVideoPipeline.__name__)
 
 
 class ModelError(RuntimeError):
@@ -40,7 +44,8 @@ def load_pipeline(model: str | Path = '', device: str = 'auto') -> Mask2IVPipeli
             raise FileNotFoundError(f'{path} has no model_index.json: not the folder of a diffusers pipeline')
         kind = json.loads((path / 'model_index.json').read_text()).get('_class_name')
         if kind != Mask2IVPipeline.__name__:
-            raise ValueError(f'{path}: expected a {Mask2IVPipeline.__name__}, got a {kind}')
+            hint = '; `mask2iv convert` makes one of two checkpoints, with --video' if kind in STAGES else ''
+            raise ValueError(f'{path}: expected a {Mask2IVPipeline.__name__}, got a {kind}{hint}')
         dtype = torch.bfloat16 if device.startswith('cuda') else torch.float32
         return Mask2IVPipeline.from_pretrained(unpack(path), torch_dtype=dtype, local_files_only=True).to(
             device
