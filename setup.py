@@ -45,6 +45,7 @@ setup(
         'lerobot[dataset]>=0.6.1,<0.7',
         'matplotlib>=3.8',
         'numpy>=2,<2.3',
+        'open-clip-torch>=2.20,<4',
         'opencv-python-headless>=4.9,<4.14',
         'pillow>=10',
         'pycocotools>=2.0.8',

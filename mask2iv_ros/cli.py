@@ -254,10 +254,15 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def convert(args: argparse.Namespace) -> None:
-    from mask2iv_ros.models.conversion import convert_checkpoint
+    from mask2iv_ros.pipelines.conversion import convert_checkpoint
 
-    convert_checkpoint(args.checkpoint, args.out)
-    print(f'{args.out}: converted, see {args.out / "report.json"}')
+    report = convert_checkpoint(args.checkpoint, args.out, args.video, args.stage, args.size)
+    for note in report['notes']:
+        print(note)
+    for account in report['checkpoints']:
+        counts = ', '.join(f'{len(account[kind])} {kind}' for kind in ('used', 'not_needed', 'unused'))
+        print(f'{account["file"]}: keys {counts}'.replace('_', ' '))
+    print(f'{args.out}: {report["pipeline"]}; every key is in {args.out / "report.json"}')
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -430,9 +435,24 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
 
-    sub = command(convert, 'convert a Mask2IV or DynamiCrafter checkpoint to a diffusers folder')
-    sub.add_argument('checkpoint', type=Path, help='.ckpt or .safetensors file')
-    sub.add_argument('out', type=Path, help='folder for the result')
+    sub = command(convert, 'convert Mask2IV or DynamiCrafter checkpoints to a diffusers folder')
+    sub.add_argument('checkpoint', type=Path, help='.ckpt or .safetensors file of stage 1, or the only one')
+    sub.add_argument('out', type=Path, help='new folder for the result')
+    sub.add_argument('--video', type=Path, metavar='CHECKPOINT', help='stage 2: makes a model to plan with')
+    sub.add_argument(
+        '--stage',
+        choices=['trajectory', 'video'],
+        help='what a single checkpoint is; if left out: trajectory, but for one of 8 input channels '
+        '(DynamiCrafter) both, as training starts',
+    )
+    sub.add_argument(
+        '--size',
+        type=int,
+        nargs=2,
+        default=(320, 512),
+        metavar=('HEIGHT', 'WIDTH'),
+        help='pixels that it was trained at',
+    )
 
     sub = command(demo, 'simulated robot camera, node, plan and LeRobot episode over real ROS 2')
     sub.add_argument('-o', '--out', type=Path, default=Path('demo_output'), help='folder for the results')

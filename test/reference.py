@@ -1,9 +1,11 @@
 """The public implementation's numbers (test/data/parity/README.md), and our models with its weights."""
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 
@@ -27,7 +29,50 @@ def tensors() -> dict[str, torch.Tensor]:
 
 @cache
 def full_size() -> dict:
-    return json.loads((FOLDER / 'full_size_keys.json').read_text())
+    """Key -> shape of each part of a full-size checkpoint, and its `unet_config`."""
+    files = ('full_size_keys.json', 'full_size_encoder_keys.json')
+    return {part: keys for file in files for part, keys in json.loads((FOLDER / file).read_text()).items()}
+
+
+def random_weights(shapes: Mapping[str, list[int]], seed: int) -> dict[str, torch.Tensor]:
+    """Weights whose outputs keep a sensible size; always the same ones, as RandomState promises."""
+    random = np.random.RandomState(seed)
+    weights = {}
+    for key, shape in shapes.items():
+        value = np.asarray(random.standard_normal(shape or None), np.float32)
+        if len(shape) > 1:
+            value = value / np.sqrt(np.prod(shape[1:]))
+        else:
+            value = 0.1 * value + key.endswith('weight')
+        weights[key] = torch.from_numpy(np.asarray(value, np.float32))
+    return weights
+
+
+@cache
+def _encoders_file() -> tuple[dict[str, torch.Tensor], dict]:
+    with safe_open(FOLDER / 'encoders.safetensors', 'pt') as file:
+        values = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        return values, {key: json.loads(text) for key, text in file.metadata().items()}
+
+
+def encoder_tensors() -> dict[str, torch.Tensor]:
+    return _encoders_file()[0]
+
+
+def encoder_texts(name: str) -> list[str]:
+    return _encoders_file()[1][name]
+
+
+@cache
+def encoder_weights(part: str) -> dict[str, torch.Tensor]:
+    """Return the tiny weights of 'first_stage_model', 'cond_stage_model' or 'embedder' in public names."""
+    shapes = _encoders_file()[1]['shapes']
+    return random_weights(shapes[part], seed=list(shapes).index(part))
+
+
+def frame() -> np.ndarray:
+    """Return the (320, 512, 3) uint8 picture of the encoders' numbers."""
+    return np.random.RandomState(9).randint(0, 256, (320, 512, 3)).astype(np.uint8)
 
 
 @cache

@@ -1,15 +1,10 @@
-"""What mask2iv_ros/models/conversion.py promises."""
-
-import json
-import pickle
+"""Weights in the public names become those of our UNet and Resampler, and back."""
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import reference
 from mask2iv_ros.models.conversion import (
-    convert_checkpoint,
     convert_ldm_resampler,
     convert_ldm_unet,
     infer_resampler_config,
@@ -21,18 +16,6 @@ from mask2iv_ros.models.conversion import (
 )
 from mask2iv_ros.models.resampler import Resampler
 from mask2iv_ros.models.unet import DynamiCrafterUNet
-
-
-def checkpoint() -> dict[str, torch.Tensor]:
-    """Return a whole tiny checkpoint in the public layout."""
-    return {
-        **{f'model.diffusion_model.{key}': value for key, value in reference.ldm_weights('unet').items()},
-        **{f'image_proj_model.{key}': value for key, value in reference.ldm_weights('resampler').items()},
-        'first_stage_model.encoder.conv_in.weight': torch.zeros(2),
-        'cond_stage_model.model.ln_final.weight': torch.zeros(2),
-        'embedder.model.visual.proj': torch.zeros(2),
-        'scale_arr': torch.zeros(1000),
-    }
 
 
 def meta_weights(part: str) -> dict[str, torch.Tensor]:
@@ -126,106 +109,6 @@ def test_unsupported_public_option_is_named():
     params = reference.full_size()['unet_config'] | {'use_relative_position': True}
     with pytest.raises(ValueError, match='use_relative_position=True is not supported'):
         unet_config_from_ldm(params)
-
-
-def save_lightning(path):
-    torch.save({'state_dict': checkpoint(), 'epoch': 3}, path)
-
-
-def save_deepspeed(path):
-    torch.save({'module': {f'_forward_module.{key}': value for key, value in checkpoint().items()}}, path)
-
-
-def save_old_format(path):
-    torch.save(checkpoint(), path, _use_new_zipfile_serialization=False)
-
-
-@pytest.mark.parametrize(
-    ('name', 'save'),
-    [
-        ('model.ckpt', save_lightning),
-        ('deepspeed.pt', save_deepspeed),
-        ('old.ckpt', save_old_format),
-        ('model.safetensors', lambda path: save_file(checkpoint(), path)),
-    ],
-)
-def test_checkpoint_becomes_loadable_folders_and_a_complete_report(tmp_path, name, save):
-    save(tmp_path / name)
-    out = tmp_path / 'out'
-    report = convert_checkpoint(tmp_path / name, out, resampler_config=reference.resampler_config())
-
-    unet = DynamiCrafterUNet.from_pretrained(out / 'unet')
-    resampler = Resampler.from_pretrained(out / 'image_projector')
-    with torch.no_grad():
-        tokens = resampler(reference.tensors()['image_features'])
-        output = unet(**(reference.unet_inputs() | {'image_hidden_states': tokens})).sample
-    torch.testing.assert_close(output, reference.tensors()['unet_output'], atol=1e-4, rtol=0)
-
-    assert report == json.loads((out / 'report.json').read_text())
-    assert sorted([*report['used'], *report['not_converted_yet'], *report['unused']]) == sorted(checkpoint())
-    assert report['used']['image_proj_model.latents'] == 'image_projector/queries'
-    assert report['unused'] == ['scale_arr']
-    assert len(report['not_converted_yet']) == 3
-    assert report['missing'] == []
-
-
-def test_missing_weight_is_named_and_nothing_is_saved(tmp_path):
-    weights = checkpoint()
-    del weights['model.diffusion_model.out.0.bias']
-    save_file(weights, tmp_path / 'model.safetensors')
-    with pytest.raises(
-        ValueError, match=r'1 weights are missing, first model\.diffusion_model\.out\.0\.bias'
-    ):
-        convert_checkpoint(
-            tmp_path / 'model.safetensors', tmp_path / 'out', resampler_config=reference.resampler_config()
-        )
-    report = json.loads((tmp_path / 'out' / 'report.json').read_text())
-    assert report['missing'] == ['model.diffusion_model.out.0.bias']
-    assert [path.name for path in (tmp_path / 'out').iterdir()] == ['report.json']
-
-
-def test_checkpoint_of_something_else_is_refused(tmp_path):
-    save_file({'head.weight': torch.zeros(3)}, tmp_path / 'other.safetensors')
-    with pytest.raises(ValueError, match=r'other\.safetensors: 2 weights are missing, first model\.diff'):
-        convert_checkpoint(tmp_path / 'other.safetensors', tmp_path / 'out')
-
-
-def test_wrong_config_is_refused(tmp_path):
-    save_file(checkpoint(), tmp_path / 'model.safetensors')
-    config = reference.resampler_config() | {'hidden_dim': 64}
-    with pytest.raises(ValueError, match=r'model\.safetensors: the weights do not fit the config'):
-        convert_checkpoint(tmp_path / 'model.safetensors', tmp_path / 'out', resampler_config=config)
-
-
-def test_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r'nothing\.ckpt'):
-        convert_checkpoint(tmp_path / 'nothing.ckpt', tmp_path / 'out')
-
-
-@pytest.mark.parametrize('name', ['broken.ckpt', 'broken.safetensors'])
-@pytest.mark.parametrize('size', [0, 20, 5000])
-def test_damaged_file_is_named(tmp_path, name, size):
-    whole = tmp_path / f'whole.{name}'
-    if name.endswith('.ckpt'):
-        save_lightning(whole)
-    else:
-        save_file(checkpoint(), whole)
-    (tmp_path / name).write_bytes(whole.read_bytes()[:size])
-    with pytest.raises(ValueError, match=name):
-        convert_checkpoint(tmp_path / name, tmp_path / 'out')
-    assert not (tmp_path / 'out').exists()
-
-
-class Dangerous:
-    def __reduce__(self):
-        return print, ('this code must not run',)
-
-
-def test_code_in_a_checkpoint_does_not_run(tmp_path, capsys):
-    (tmp_path / 'model.ckpt').write_bytes(pickle.dumps({'state_dict': Dangerous()}))
-    with pytest.raises(ValueError, match=r'model\.ckpt'):
-        convert_checkpoint(tmp_path / 'model.ckpt', tmp_path / 'out')
-    assert 'must not run' not in capsys.readouterr().out
 
 
 def test_resampler_keys_have_the_public_names():

@@ -14,6 +14,7 @@ from mask2iv_ros.pipelines import (
     Mask2IVPipeline,
     MaskTrajectoryPipeline,
     ModelError,
+    components,
     load_pipeline,
 )
 from mask2iv_ros.pipelines.components import encode_images, images_to_tensor, keep_observed, tensor_to_images
@@ -54,6 +55,23 @@ def test_answer_has_all_frames_and_keeps_the_observation(pipeline, scene):
     assert out.frames.shape == (1, 8, 32, 48, 3)
     np.testing.assert_array_equal(out.labels[:, 0], scene['labels'])
     np.testing.assert_array_equal(out.frames[:, 0], scene['image'])
+
+
+def test_the_vae_sees_a_bounded_number_of_pixels_at_once(pipeline, monkeypatch):
+    images = np.random.default_rng(1).integers(0, 255, (1, 5, 32, 48, 3), dtype=np.uint8)
+    latents = encode_images(pipeline.vae, images, torch.device('cpu'))
+    decoded = components.decode_latents(pipeline.vae, latents)
+    sizes = []
+    hooks = [
+        getattr(pipeline.vae, part).register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+        for part in ('encoder', 'decoder')
+    ]
+    monkeypatch.setattr(components, 'VAE_PIXELS', 2 * 32 * 48)
+    torch.testing.assert_close(encode_images(pipeline.vae, images, torch.device('cpu')), latents)
+    np.testing.assert_allclose(components.decode_latents(pipeline.vae, latents), decoded, atol=1)
+    for hook in hooks:
+        hook.remove()
+    assert sizes == [2, 2, 1] * 2
 
 
 def test_same_seed_gives_the_same_answer_and_another_seed_another(pipeline, scene):

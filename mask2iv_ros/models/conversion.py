@@ -1,37 +1,22 @@
 """Weights between the public LDM key names (DynamiCrafter, Mask2IV checkpoints) and this package's modules.
 
 The key maps are bijective: `to_ldm_unet` and `to_ldm_resampler` undo `convert_ldm_unet` and
-`convert_ldm_resampler` bit by bit. `convert_checkpoint` reads a whole checkpoint file and accounts for every
-key.
+`convert_ldm_resampler` bit by bit. `encoder_conversion.py` does the frozen parts, `pipelines/conversion.py`
+whole checkpoint files.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from mask2iv_ros.models.resampler import Resampler
 from mask2iv_ros.models.unet import DynamiCrafterUNet
 
-logger = logging.getLogger(__name__)
-
 StateDict = dict[str, torch.Tensor]
-
-UNET_PREFIX = 'model.diffusion_model.'
-RESAMPLER_PREFIX = 'image_proj_model.'
-
-#: Parts of a checkpoint that are recognised and reported, but have no converter yet.
-NOT_CONVERTED_PREFIXES = ('first_stage_model.', 'cond_stage_model.', 'embedder.')
 
 # Within one module: our name -> LDM's name. Transformers have the same names on both sides.
 _RESNET_NAMES = {
@@ -264,111 +249,3 @@ def infer_resampler_config(state_dict: Mapping[str, torch.Tensor]) -> dict[str, 
         'num_frames': num_queries // 16,
         'ff_mult': state_dict['layers.0.1.1.weight'].shape[0] // hidden_dim,
     }
-
-
-def load_checkpoint(path: str | Path) -> StateDict:
-    """Read the tensors of a `.safetensors` file or of a torch checkpoint, without running code from it.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or holds something else than tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'{path}: no such checkpoint file')
-    try:
-        if path.suffix == '.safetensors':
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f'{path}: not a readable checkpoint of tensors ({error})') from error
-    # Lightning keeps the weights under 'state_dict', DeepSpeed under 'module' behind a prefix.
-    for name in ('state_dict', 'module'):
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            content = content[name]
-    values = content.values() if isinstance(content, dict) else [content]
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in values):
-        raise ValueError(f'{path}: expected a dictionary of tensors')
-    return {key.removeprefix('_forward_module.'): value for key, value in content.items()}
-
-
-def convert_checkpoint(
-    path: str | Path,
-    out: str | Path,
-    unet_config: Mapping[str, Any] | None = None,
-    resampler_config: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Convert a DynamiCrafter or Mask2IV checkpoint into diffusers folders `unet/` and `image_projector/`.
-
-    Args:
-        path: `.ckpt`, `.pt` or `.safetensors` file.
-        out: folder to write into; made if needed.
-        unet_config: `DynamiCrafterUNet`'s config; inferred from the weights if `None`.
-        resampler_config: `Resampler`'s config; inferred from the weights if `None`.
-
-    Returns:
-        What `out/report.json` holds, in which every key of the file is named once: `used` {key: where it
-        went}, `not_converted_yet` and `unused` [keys]; `missing` [keys that the models need]; `configs`
-        {folder: config}.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or its weights do not fill the models. In the second case the report
-            is written and names what is missing.
-    """
-    state_dict = load_checkpoint(path)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {'source': Path(path).name, 'configs': {}, 'used': {}, 'missing': []}
-    models = {}
-    for folder, config in (('unet', unet_config), ('image_projector', resampler_config)):
-        model_class, prefix, infer_config, key_map, convert = _PARTS[folder]
-        weights = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
-        try:
-            config = dict(config or infer_config(weights))
-        except (KeyError, ValueError) as error:
-            report['missing'].append(f'{prefix}* (the shapes give no config: {error!r})')
-            continue
-        report['configs'][folder] = config
-        names = key_map(config)
-        report['missing'] += [prefix + ldm for ldm in names.values() if ldm not in weights]
-        report['used'] |= {prefix + ldm: f'{folder}/{key}' for key, ldm in names.items() if ldm in weights}
-        if all(ldm in weights for ldm in names.values()):
-            with torch.device('meta'):
-                models[folder] = model_class.from_config(config)
-            _load(models[folder], convert(weights, config), path)
-    rest = [key for key in state_dict if key not in report['used']]
-    report['not_converted_yet'] = [key for key in rest if key.startswith(NOT_CONVERTED_PREFIXES)]
-    report['unused'] = [key for key in rest if not key.startswith(NOT_CONVERTED_PREFIXES)]
-    (out / 'report.json').write_text(json.dumps(report, indent=1) + '\n')
-
-    if report['missing']:
-        raise ValueError(
-            f'{path}: {len(report["missing"])} weights are missing, first {report["missing"][0]}; '
-            f'see {out / "report.json"}'
-        )
-    if report['unused']:
-        logger.warning('%s: %d weights not used; see %s', path, len(report['unused']), out / 'report.json')
-    for folder, model in models.items():
-        model.save_pretrained(out / folder)
-    return report
-
-
-_PARTS = {
-    'unet': (DynamiCrafterUNet, UNET_PREFIX, infer_unet_config, ldm_unet_keys, convert_ldm_unet),
-    'image_projector': (
-        Resampler,
-        RESAMPLER_PREFIX,
-        infer_resampler_config,
-        ldm_resampler_keys,
-        convert_ldm_resampler,
-    ),
-}
-
-
-def _load(model: torch.nn.Module, weights: StateDict, path: str | Path) -> None:
-    try:
-        model.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise ValueError(f'{path}: the weights do not fit the config: {error}') from error

@@ -8,6 +8,9 @@ import torch
 #: Difference of decoded pixels (of 255) up to which they count as equal, and from which as different.
 CHANGE_RANGE = (8, 40)
 
+#: Pixels that go through the VAE at once, to bound its memory: three frames of 320 x 512.
+VAE_PIXELS = 2**19
+
 
 def images_to_tensor(images: np.ndarray, device: torch.device | None = None) -> torch.Tensor:
     """(..., H, W, 3) uint8 images -> (..., 3, H, W) float32 pixels in [-1, 1] on `device` (None: the CPU)."""
@@ -21,14 +24,20 @@ def tensor_to_images(pixels: torch.Tensor) -> np.ndarray:
     return images.movedim(-3, -1).cpu().numpy()
 
 
+def vae_factor(vae) -> int:
+    """How many pixels of an image's side one latent stands for."""
+    return vae.config.get('patch_size', 1) * 2 ** (len(vae.config.block_out_channels) - 1)
+
+
 def encode_images(vae, images: np.ndarray, device: torch.device) -> torch.Tensor:
     """(B, T, H, W, 3) uint8 images -> scaled latents (B, C, T, h, w) of the VAE, each frame on its own.
 
     `device` is where the VAE runs: under CPU offload it is not where its weights wait.
     """
     pixels = images_to_tensor(images.reshape(-1, *images.shape[2:]), device).to(vae.dtype)
-    latents = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
-    return latents.unflatten(0, images.shape[:2]).transpose(1, 2)
+    count = max(1, VAE_PIXELS // pixels.shape[-2:].numel())
+    latents = torch.cat([vae.encode(part).latent_dist.mode() for part in pixels.split(count)])
+    return (latents * vae.config.scaling_factor).unflatten(0, images.shape[:2]).transpose(1, 2)
 
 
 def decode_latents(vae, latents: torch.Tensor) -> np.ndarray:
@@ -41,7 +50,8 @@ def decode_latents(vae, latents: torch.Tensor) -> np.ndarray:
         raise FloatingPointError('the model gave numbers that are not finite: are its weights damaged?')
     batch, _, frames = latents.shape[:3]
     flat = latents.transpose(1, 2).flatten(0, 1).to(vae.dtype) / vae.config.scaling_factor
-    images = tensor_to_images(vae.decode(flat).sample)
+    count = max(1, VAE_PIXELS // (flat.shape[-2:].numel() * vae_factor(vae) ** 2))
+    images = np.concatenate([tensor_to_images(vae.decode(part).sample) for part in flat.split(count)])
     return images.reshape(batch, frames, *images.shape[1:])
 
 
@@ -68,14 +78,12 @@ def encode_text(pipeline, texts: list[str]) -> torch.Tensor:
     encoder, tokenizer = pipeline.text_encoder, pipeline.tokenizer
     if tokenizer is None:
         return encoder(texts)
-    tokens = tokenizer(
-        texts,
-        padding='max_length',
-        truncation=True,
-        max_length=tokenizer.model_max_length,
-        return_tensors='pt',
-    )
-    return encoder(tokens.input_ids.to(encoder.device)).last_hidden_state
+    length = tokenizer.model_max_length
+    # Not padded by the tokenizer: it would cut the word of the padding's id (OpenCLIP: "!") out of texts.
+    token_ids = torch.full((len(texts), length), encoder.config.pad_token_id, device=encoder.device)
+    for i, ids in enumerate(tokenizer(texts, truncation=True, max_length=length).input_ids):
+        token_ids[i, : len(ids)] = torch.tensor(ids)
+    return encoder(token_ids).last_hidden_state
 
 
 def encode_first_frame(pipeline, images: np.ndarray, latents: torch.Tensor) -> torch.Tensor | None:
@@ -106,8 +114,7 @@ def check_call(
 ) -> None:
     """Raise ValueError unless the first frames and the options that both stages have can be served."""
     check_images(image, 'image', (None, None, None, 3))
-    vae, unet = pipeline.vae.config, pipeline.unet.config
-    factor = vae.get('patch_size', 1) * 2 ** (len(vae.block_out_channels) + len(unet.block_out_channels) - 2)
+    factor = vae_factor(pipeline.vae) * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
     if image.shape[1] % factor or image.shape[2] % factor:
         raise ValueError(
             f'image: expected a height and width that are multiples of {factor}, '

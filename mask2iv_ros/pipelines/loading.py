@@ -8,8 +8,12 @@ from pathlib import Path
 
 import torch
 
+from mask2iv_ros.pipelines.interaction_video import InteractionVideoPipeline
 from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
+from mask2iv_ros.pipelines.mask_trajectory import MaskTrajectoryPipeline
 from mask2iv_ros.weights import default_model_path, unpack
+
+STAGES = (MaskTrajectoryPipeline.__name__, InteractionVideoPipeline.__name__)
 
 
 class ModelError(RuntimeError):
@@ -41,7 +45,8 @@ def load_pipeline(model: str | Path = '', device: str = 'auto') -> Mask2IVPipeli
         index = json.loads((path / 'model_index.json').read_text())
         kind = index.get('_class_name')
         if kind != Mask2IVPipeline.__name__:
-            raise ValueError(f'{path}: expected a {Mask2IVPipeline.__name__}, got a {kind}')
+            hint = '; `mask2iv convert` makes one of two checkpoints, with --video' if kind in STAGES else ''
+            raise ValueError(f'{path}: expected a {Mask2IVPipeline.__name__}, got a {kind}{hint}')
         for name, value in index.items():  # of a component: its library and class, or two nulls
             if isinstance(value, list) and isinstance(value[0], str) and not (path / name).is_dir():
                 raise FileNotFoundError(f'{path} has no folder {name}, which its model_index.json names')
