@@ -242,6 +242,7 @@ def evaluate(args: argparse.Namespace) -> None:
         text_clips=args.text_clips,
         camera=args.camera,
         short_side=args.short_side,
+        **({'controls': tuple(args.controls)} if args.controls else {}),
     )
     extractors = Extractors(args.weights, args.clip_model, first.device)
     for metric, why in extractors.left_out.items():
@@ -426,6 +427,12 @@ def build_parser() -> argparse.ArgumentParser:
         'left out: the whole picture is fitted in',
     )
     sub.add_argument('--trajectory-only', action='store_true', help='masks only, no video')
+    sub.add_argument(
+        '--controls',
+        nargs='+',
+        metavar='CONTROL',
+        help="only these control modes: 'text', 'goal', 'text+goal', 'text without actor'",
+    )
     sub.add_argument('--text-clips', type=int, default=32, help='clips of a split to try other texts on')
     sub.add_argument(
         '--weights', type=Path, help="folder with weights of LPIPS and FVD; torch's cache if left out"

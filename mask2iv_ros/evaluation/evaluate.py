@@ -52,6 +52,8 @@ class Settings:
         trajectory_only: leave out stage 2 and all scores of videos.
         text_clips: of so many clips a split, other texts are tried.
         camera: of the episodes; None for each one's first.
+        controls: of `CONTROLS`, those that the models know. A model of one stage (no masks) has a row `text`
+            of video scores, whatever this says.
         short_side: the paper's crop: pictures are scaled to it, and the middle of `size` is seen. None: the
             whole picture is fitted into `size`.
     """
@@ -63,6 +65,11 @@ class Settings:
     text_clips: int = 32
     camera: str | None = None
     short_side: int | None = None
+    controls: tuple[str, ...] = tuple(CONTROLS)
+
+    def __post_init__(self):
+        if unknown := set(self.controls) - set(CONTROLS):
+            raise ValueError(f'controls: expected some of {tuple(CONTROLS)}, got {sorted(unknown)}')
 
     def framing(self, source: tuple[int, int]) -> Framing:
         """From pictures of `source` (height, width) to those that are scored."""
@@ -221,8 +228,14 @@ class Evaluation:
         for name, pipeline in self.models.items():
             predictor = Predictor(pipeline, clip, settings)
             prefix = f'{name} ' if len(self.models) > 1 else ''
+            if pipeline.is_one_stage:
+                if clip.task and not settings.trajectory_only:
+                    videos = predictor.videos(np.repeat(predictor.labels[None], settings.samples, axis=0))
+                    scorer.add_videos(f'{prefix}text', videos)
+                    shown.append((1, f'{name}: video from text', videos[0]))
+                continue
             for rank, (row, (text, goal, actor)) in enumerate(CONTROLS.items()):
-                if not predictor.can(text, goal, actor):
+                if row not in settings.controls or not predictor.can(text, goal, actor):
                     continue
                 trajectories = predictor.trajectories(
                     clip.task if text else '', goal, actor, count=settings.samples
@@ -239,7 +252,7 @@ class Evaluation:
                 videos = predictor.videos(oracle)
                 scorer.add_videos(prefix + ORACLE, videos)
                 shown.append((2 * len(CONTROLS), f'{name}: video from real masks', videos[0]))
-            if index < settings.text_clips and clip.task:
+            if index < settings.text_clips and clip.task and 'text' in settings.controls:
                 result.setdefault('texts', {})[name] = self._other_texts(predictor, clip.task, scene, index)
         shown.sort(key=lambda entry: entry[0])  # what all models make of one control mode together
         pictures = {title: video for _, title, video in shown}
@@ -312,11 +325,15 @@ class Predictor:
         ).labels
 
     def videos(self, trajectories: np.ndarray) -> np.ndarray:
-        """(N, T, H, W, 3) uint8 videos that stage 2 makes of (N, T, h, w) labels of the model's size."""
+        """(N, T, H, W, 3) uint8 videos that stage 2 makes of (N, T, h, w) labels of the model's size.
+
+        A model of one stage takes their number alone, and the clip's text.
+        """
         count = len(trajectories)
         frames = self.pipeline.video(
             np.repeat(self.frame[None], count, axis=0),
             trajectories,
+            self.task,
             generator=self._generators(count, self.seed),
         ).frames
         if self.framing == self.scored:
@@ -394,8 +411,8 @@ def _mean(values: list[float]) -> float:
 def describe_model(pipeline: Mask2IVPipeline) -> dict:
     """Name, sampling, device and a fingerprint of the weights of stage 1 and 2."""
     digest = hashlib.sha256()
-    for unet in (pipeline.trajectory_unet, pipeline.video_unet):
-        for name, tensor in sorted(unet.state_dict().items()):
+    for unet in (pipeline.trajectory_unet, pipeline.video_unet, pipeline.video_controlnet):
+        for name, tensor in sorted(unet.state_dict().items() if unet is not None else ()):
             digest.update(f'{name} {tensor.double().sum().item():.6g}'.encode())
     config = pipeline.config
     return {

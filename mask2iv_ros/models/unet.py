@@ -537,6 +537,8 @@ class DynamiCrafterUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixi
         encoder_hidden_states: torch.Tensor,
         image_hidden_states: torch.Tensor | None = None,
         fps: torch.Tensor | int | None = None,
+        down_block_additional_residuals: list[torch.Tensor] | None = None,
+        mid_block_additional_residual: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> DynamiCrafterUNetOutput | tuple[torch.Tensor]:
         """Predict from `sample` (B, in_channels, T, H, W).
@@ -549,10 +551,41 @@ class DynamiCrafterUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixi
             image_hidden_states: image tokens (B, T * N, cross_attention_dim), frame after frame, N a frame
                 (16 in DynamiCrafter, from `Resampler`). `None` leaves attention to them out.
             fps: frame rate, a number or (B,). `None` means `default_fps`.
+            down_block_additional_residuals, mid_block_additional_residual: what a `DynamiCrafterControlNet`
+                adds to the skip connections and to the middle's output, (B * T, C, h, w) each.
 
         Raises:
             ValueError: a size does not fit.
         """
+        # 1. down and middle
+        skips, hidden_states, context = self.encode(
+            sample, timestep, encoder_hidden_states, image_hidden_states, fps
+        )
+        if down_block_additional_residuals is not None:
+            skips = [skip + r for skip, r in zip(skips, down_block_additional_residuals, strict=True)]
+        if mid_block_additional_residual is not None:
+            hidden_states = hidden_states + mid_block_additional_residual
+
+        # 2. up
+        for block in self.up_blocks:
+            hidden_states, _ = block(hidden_states, *context, skips)
+
+        # 3. prediction
+        hidden_states = self.conv_out(F.silu(self.conv_norm_out(hidden_states)))
+        output = hidden_states.unflatten(0, (len(sample), -1)).transpose(1, 2).contiguous()
+        if not return_dict:
+            return (output,)
+        return DynamiCrafterUNetOutput(sample=output)
+
+    def encode(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float,
+        encoder_hidden_states: torch.Tensor,
+        image_hidden_states: torch.Tensor | None = None,
+        fps: torch.Tensor | int | None = None,
+    ) -> tuple[list[torch.Tensor], torch.Tensor, tuple]:
+        """The first half of `forward`: skip connections, the middle's output, and what each block is told."""
         batch_size, channels, num_frames, height, width = sample.shape
         multiple = 2 ** (len(self.config.block_out_channels) - 1)
         if channels != self.config.in_channels or height % multiple or width % multiple:
@@ -584,22 +617,14 @@ class DynamiCrafterUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixi
         if self.transformer_in is not None:
             hidden_states = self.transformer_in(hidden_states, num_frames)
 
-        # 3. down, middle, up
+        # 3. down, middle
         context = (temb, encoder_hidden_states, image_hidden_states, num_frames)
         skips = [hidden_states]
         for block in self.down_blocks:
             hidden_states, outputs = block(hidden_states, *context)
             skips.extend(outputs)
         hidden_states, _ = self.mid_block(hidden_states, *context)
-        for block in self.up_blocks:
-            hidden_states, _ = block(hidden_states, *context, skips)
-
-        # 4. prediction
-        hidden_states = self.conv_out(F.silu(self.conv_norm_out(hidden_states)))
-        output = hidden_states.unflatten(0, (batch_size, num_frames)).transpose(1, 2).contiguous()
-        if not return_dict:
-            return (output,)
-        return DynamiCrafterUNetOutput(sample=output)
+        return skips, hidden_states, context
 
 
 def zero_init(module: nn.Module) -> nn.Module:

@@ -13,6 +13,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from mask2iv_ros import labels as lb
+from mask2iv_ros.models.controlnet import predict
 from mask2iv_ros.pipelines.components import (
     check_call,
     check_images,
@@ -22,6 +23,9 @@ from mask2iv_ros.pipelines.components import (
     encode_text,
     keep_observed,
 )
+
+#: Masks that a stage 2 may see: the paper's; the actor's alone; or none, and the task's text in their place.
+MASKS = ('both', 'actor', 'none')
 
 
 @dataclass
@@ -76,6 +80,13 @@ def stretch_noise(noise: torch.Tensor, length: int) -> torch.Tensor:
     return blend / ((1 - share) ** 2 + share**2).sqrt()
 
 
+def visible_labels(labels: np.ndarray, masks: str) -> np.ndarray:
+    """What a stage 2 with these `masks` ('both' or 'actor') sees of (..., H, W) label images."""
+    if masks == 'both':
+        return labels
+    return np.where(labels == lb.ACTOR, lb.ACTOR, lb.BACKGROUND).astype(np.uint8)
+
+
 class InteractionVideoPipeline(DiffusionPipeline):
     """Generates the RGB video that follows given mask trajectories.
 
@@ -84,11 +95,21 @@ class InteractionVideoPipeline(DiffusionPipeline):
 
     Components and config as in `MaskTrajectoryPipeline`; here the target is the latent of each video frame,
     or with `residual_scale` its difference to the first frame's latent times that number. The text is ''.
+
+    Baselines that the paper compares with are two more choices. `masks`, one of `MASKS`: with 'actor' it sees
+    the actor alone; with 'none' it is a one-stage image-to-video model, which sees zeros for mask latents and
+    reads the task. `controlnet`: a `DynamiCrafterControlNet` that sees the masks in place of the UNet.
     """
 
     stage = 'video'
-    model_cpu_offload_seq = 'text_encoder->image_encoder->image_projector->unet->vae'
-    _optional_components = ['tokenizer', 'image_encoder', 'feature_extractor', 'image_projector']  # noqa: RUF012
+    model_cpu_offload_seq = 'text_encoder->image_encoder->image_projector->controlnet->unet->vae'
+    _optional_components = [  # noqa: RUF012
+        'tokenizer',
+        'image_encoder',
+        'feature_extractor',
+        'image_projector',
+        'controlnet',
+    ]
     _callback_tensor_inputs = ['latents', 'pred_original_sample']  # noqa: RUF012
 
     def __init__(
@@ -101,13 +122,17 @@ class InteractionVideoPipeline(DiffusionPipeline):
         image_encoder=None,
         feature_extractor=None,
         image_projector=None,
+        controlnet=None,
         num_frames: int = 16,
         num_inference_steps: int = 50,
         eta: float = 1.0,
         fps: float = 15.0,
         residual_scale: float | None = None,
+        masks: str = 'both',
     ):
         super().__init__()
+        if masks not in MASKS:
+            raise ValueError(f'masks: expected one of {MASKS}, got {masks!r}')
         self.register_modules(
             vae=vae,
             unet=unet,
@@ -117,6 +142,7 @@ class InteractionVideoPipeline(DiffusionPipeline):
             image_encoder=image_encoder,
             feature_extractor=feature_extractor,
             image_projector=image_projector,
+            controlnet=controlnet,
         )
         self.register_to_config(
             num_frames=num_frames,
@@ -124,6 +150,7 @@ class InteractionVideoPipeline(DiffusionPipeline):
             eta=eta,
             fps=fps,
             residual_scale=residual_scale,
+            masks=masks,
         )
 
     @property
@@ -131,8 +158,12 @@ class InteractionVideoPipeline(DiffusionPipeline):
         """Denoising steps of the running call, all windows together."""
         return self._num_timesteps
 
-    def check_inputs(self, image, labels, output_type, callback_on_step_end_tensor_inputs):
+    def check_inputs(self, image, labels, task, output_type, callback_on_step_end_tensor_inputs):
         check_call(self, image, output_type, callback_on_step_end_tensor_inputs)
+        if not isinstance(task, str) and len(task) != len(image):
+            raise ValueError(f'task: expected one text or {len(image)}, got {len(task)}')
+        if labels is None and self.config.masks == 'none':
+            return
         check_images(labels, 'labels', (len(image), None, *image.shape[1:3]))
         if labels.shape[1] < self.config.num_frames:
             raise ValueError(
@@ -144,7 +175,8 @@ class InteractionVideoPipeline(DiffusionPipeline):
     def __call__(
         self,
         image: np.ndarray,
-        labels: np.ndarray,
+        labels: np.ndarray | None,
+        task: str | list[str] = '',
         fps: float | None = None,
         num_inference_steps: int | None = None,
         eta: float | None = None,
@@ -160,7 +192,9 @@ class InteractionVideoPipeline(DiffusionPipeline):
         Args:
             image: (B, H, W, 3) uint8 RGB first frames, H and W multiples of the VAE's factor times the
                 UNet's.
-            labels: (B, T, H, W) uint8 label images of all frames; T at least the config's `num_frames`.
+            labels: (B, T, H, W) uint8 label images of all frames; T at least the config's `num_frames`. With
+                the config's `masks` 'none' only T counts, and None is `num_frames`.
+            task: what to do, one text or one a frame of `image`; read with `masks` 'none' alone.
             latents: (B, C, T, h, w) starting noise, or None to draw it from `generator`.
             output_type, callback_on_step_end, callback_on_step_end_tensor_inputs: as in
                 `MaskTrajectoryPipeline`.
@@ -169,16 +203,24 @@ class InteractionVideoPipeline(DiffusionPipeline):
             ValueError: a shape, dtype, count or name that does not fit.
         """
         # 1. Check inputs
-        self.check_inputs(image, labels, output_type, callback_on_step_end_tensor_inputs)
+        self.check_inputs(image, labels, task, output_type, callback_on_step_end_tensor_inputs)
         num_frames, device = self.config.num_frames, self._execution_device
+        length = num_frames if labels is None else labels.shape[1]
 
         # 2. Encode first frame and masks
         first = encode_images(self.vae, image[:, None], device)[:, :, 0]
-        mask_latents = encode_images(self.vae, lb.labels_to_rgb(labels), device)
-        text_tokens = encode_text(self, [''] * len(image)).to(self.unet.dtype)
+        repeated = first.unsqueeze(2).expand(-1, -1, length, -1, -1)
+        texts = [''] * len(image)
+        if self.config.masks == 'none':
+            mask_latents = torch.zeros_like(repeated)
+            texts = [task] * len(image) if isinstance(task, str) else list(task)
+        else:
+            seen = lb.labels_to_rgb(visible_labels(labels, self.config.masks))
+            mask_latents = encode_images(self.vae, seen, device)
+        text_tokens = encode_text(self, texts).to(self.unet.dtype)
         image_tokens = encode_first_frame(self, image, first)
         dtype = self.unet.dtype
-        condition = torch.cat([first.unsqueeze(2).expand_as(mask_latents), mask_latents], dim=1).to(dtype)
+        condition = torch.cat([repeated, mask_latents], dim=1).to(dtype)
         fps_condition = torch.full((len(image),), round(fps or self.config.fps), device=device)
 
         # 3. Timesteps, noise, and the windows that the UNet sees at a time
@@ -187,10 +229,10 @@ class InteractionVideoPipeline(DiffusionPipeline):
         if latents is None:
             shape = (*mask_latents.shape[:2], num_frames, *mask_latents.shape[3:])
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-            if labels.shape[1] > num_frames:
-                latents = stretch_noise(latents, labels.shape[1])
+            if length > num_frames:
+                latents = stretch_noise(latents, length)
         noise = latents.to(device) * self.scheduler.init_noise_sigma
-        windows = anchored_windows(labels.shape[1], num_frames)
+        windows = anchored_windows(length, num_frames)
         self._num_timesteps = len(windows) * len(timesteps)
         video = torch.zeros_like(noise)
 
@@ -206,7 +248,8 @@ class InteractionVideoPipeline(DiffusionPipeline):
                             video[:, :, known], noise[:, :, known], t.expand(len(image))
                         )
                     model_input = torch.cat([latents.to(dtype), condition[:, :, frames]], dim=1)
-                    velocity = self.unet(model_input, t, text_tokens, image_tokens, fps_condition).sample
+                    conditions = (t, text_tokens, image_tokens, fps_condition)
+                    velocity = predict(self.unet, self.controlnet, model_input, *conditions)
                     result = self.scheduler.step(velocity.float(), t, latents, eta=eta, generator=generator)
                     latents = result.prev_sample
                     if callback_on_step_end is not None:

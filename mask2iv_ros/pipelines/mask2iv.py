@@ -18,9 +18,12 @@ from mask2iv_ros.pipelines.mask_trajectory import MaskTrajectoryPipeline
 
 @dataclass
 class Mask2IVPipelineOutput(BaseOutput):
-    """`labels`: (B, T, H, W) uint8 label images; `frames`: (B, T, H, W, 3) uint8 RGB or latents, or None."""
+    """`labels`: (B, T, H, W) uint8 label images; `frames`: (B, T, H, W, 3) uint8 RGB or latents.
 
-    labels: np.ndarray
+    What was not generated is None.
+    """
+
+    labels: np.ndarray | None
     frames: np.ndarray | torch.Tensor | None
 
 
@@ -34,18 +37,22 @@ class Mask2IVPipeline(DiffusionPipeline):
         sample_size: (height, width) the model was trained at, in pixels.
         num_frames, num_inference_steps, eta, fps: defaults of both stages.
         trajectory_residual_scale, video_residual_scale: see the stages' `residual_scale`.
+        video_masks: 'both', 'actor' or 'none', see `InteractionVideoPipeline`. With 'none' the model is of
+            one stage: it needs no `trajectory_unet`, and makes a video and no masks.
     """
 
     model_cpu_offload_seq = (
         'text_encoder->image_encoder->trajectory_image_projector->trajectory_unet'
-        '->video_image_projector->video_unet->vae'
+        '->video_image_projector->video_controlnet->video_unet->vae'
     )
     _optional_components = [  # noqa: RUF012
         'tokenizer',
         'image_encoder',
         'feature_extractor',
+        'trajectory_unet',
         'trajectory_image_projector',
         'video_image_projector',
+        'video_controlnet',
     ]
     _callback_tensor_inputs = ['latents', 'pred_original_sample']  # noqa: RUF012 - what both stages have
 
@@ -61,6 +68,7 @@ class Mask2IVPipeline(DiffusionPipeline):
         feature_extractor=None,
         trajectory_image_projector=None,
         video_image_projector=None,
+        video_controlnet=None,
         name: str = 'mask2iv',
         sample_size: tuple[int, int] | list[int] = (320, 512),  # a list comes from JSON
         num_frames: int = 16,
@@ -69,6 +77,7 @@ class Mask2IVPipeline(DiffusionPipeline):
         fps: float = 15.0,
         trajectory_residual_scale: float | None = None,
         video_residual_scale: float | None = None,
+        video_masks: str = 'both',
     ):
         super().__init__()
         self.register_modules(
@@ -82,6 +91,7 @@ class Mask2IVPipeline(DiffusionPipeline):
             feature_extractor=feature_extractor,
             trajectory_image_projector=trajectory_image_projector,
             video_image_projector=video_image_projector,
+            video_controlnet=video_controlnet,
         )
         self.register_to_config(
             name=name,
@@ -92,19 +102,29 @@ class Mask2IVPipeline(DiffusionPipeline):
             fps=fps,
             trajectory_residual_scale=trajectory_residual_scale,
             video_residual_scale=video_residual_scale,
+            video_masks=video_masks,
         )
 
     @property
     def trajectory(self) -> MaskTrajectoryPipeline:
-        """Stage 1 over this pipeline's components."""
+        """Stage 1 over this pipeline's components. Raises ValueError for a model of one stage."""
+        if self.is_one_stage:
+            raise ValueError(f'{self.config.name} makes videos in one stage and no masks: it has no stage 1')
         return self._stage(MaskTrajectoryPipeline)
 
     @property
     def video(self) -> InteractionVideoPipeline:
         """Stage 2 over this pipeline's components."""
-        return self._stage(InteractionVideoPipeline)
+        return self._stage(
+            InteractionVideoPipeline, controlnet=self.video_controlnet, masks=self.config.video_masks
+        )
 
-    def _stage(self, stage_class):
+    @property
+    def is_one_stage(self) -> bool:
+        """Whether videos are made from image and text alone."""
+        return self.config.video_masks == 'none'
+
+    def _stage(self, stage_class, **more):
         stage = stage_class(
             vae=self.vae,
             unet=getattr(self, f'{stage_class.stage}_unet'),
@@ -119,6 +139,7 @@ class Mask2IVPipeline(DiffusionPipeline):
             eta=self.config.eta,
             fps=self.config.fps,
             residual_scale=self.config[f'{stage_class.stage}_residual_scale'],
+            **more,
         )
         config = getattr(self, '_progress_bar_config', {})
         stage.set_progress_bar_config(**{'desc': stage_class.stage, **config})
@@ -145,7 +166,8 @@ class Mask2IVPipeline(DiffusionPipeline):
 
         The callback gets the pipeline of the running stage, whose `stage` is 'trajectory' or 'video'.
         With `trajectory_only`, stage 2 is left out and `frames` is None. `output_type` is that of `frames`;
-        `labels`, which stage 2 starts from, are always label images.
+        `labels`, which stage 2 starts from, are always label images. A model of one stage reads image and
+        task alone, and its `labels` are None.
         """
         check_options(self, output_type, callback_on_step_end_tensor_inputs)
         sampling = {
@@ -156,10 +178,11 @@ class Mask2IVPipeline(DiffusionPipeline):
             'callback_on_step_end': callback_on_step_end,
             'callback_on_step_end_tensor_inputs': callback_on_step_end_tensor_inputs,
         }
-        trajectories = self.trajectory(image, labels, task, goal, **sampling).labels
-        frames = None
+        trajectories = frames = None
+        if trajectory_only or not self.is_one_stage:
+            trajectories = self.trajectory(image, labels, task, goal, **sampling).labels
         if not trajectory_only:
-            frames = self.video(image, trajectories, output_type=output_type, **sampling).frames
+            frames = self.video(image, trajectories, task, output_type=output_type, **sampling).frames
         self.maybe_free_model_hooks()
         if not return_dict:
             return trajectories, frames

@@ -16,11 +16,9 @@ from PIL import Image
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.evaluation import metrics
-from mask2iv_ros.models.resampler import Resampler
-from mask2iv_ros.models.unet import DynamiCrafterUNet
 from mask2iv_ros.pictures import clip_strip
 from mask2iv_ros.pipelines.components import encode_text, image_features
-from mask2iv_ros.pipelines.interaction_video import InteractionVideoPipeline
+from mask2iv_ros.pipelines.interaction_video import InteractionVideoPipeline, visible_labels
 from mask2iv_ros.pipelines.mask_trajectory import MaskTrajectoryPipeline, trajectory_condition
 from mask2iv_ros.training.arrays import ClipArrays
 from mask2iv_ros.training.conditions import (
@@ -85,8 +83,11 @@ class VideoOptions(StageOptions):
     Attributes:
         contact_weight: loss weight of the contact band; the paper has 5, and a `foreground_weight` of 1.
         contact_size: kernel in pixels of the contact band; the paper has 7 at 320 x 512.
-        damage: what is done to the masks; the fields of `DamageShares`.
+        damage: what is done to the masks; the fields of `DamageShares`. It comes before `masks`.
         damage_variants: damaged versions of each clip that samples are drawn from.
+        masks: 'both', 'actor' or 'none', see `InteractionVideoPipeline`.
+        controlnet: a ControlNet sees the masks in place of the UNet. As `residual`, these two are for new
+            networks only ('both' and False if left out); those of an existing model go on as they are.
     """
 
     foreground_weight: float = 1.0
@@ -94,6 +95,8 @@ class VideoOptions(StageOptions):
     contact_size: int = 7
     damage: DamageShares = field(default_factory=DamageShares)
     damage_variants: int = 4
+    masks: str | None = None
+    controlnet: bool | None = None
 
     def __post_init__(self):
         if isinstance(self.damage, dict):
@@ -123,13 +126,13 @@ class Validation:
 
 
 class StageTrainer(ABC):
-    """Trains UNet and image projector of a stage's pipeline, in place, on what the frozen networks made.
+    """Trains a stage's UNet, image projector and ControlNet, in place, on what the frozen networks made.
 
     Args:
         pipeline: the stage, float32 on the CPU.
         arrays: clips to train on.
         cache: of those clips and the pipeline's VAE.
-        folder: of the run; `export` writes `unet/`, `image_projector/`, `stage.json` and a LoRA's `adapter/`.
+        folder: of the run; `export` writes the networks' folders, `stage.json` and a LoRA's `adapter/`.
         is_new: the networks have random weights, so that `options.residual` is free.
 
     Raises:
@@ -252,7 +255,7 @@ class StageTrainer(ABC):
         self.pipeline.register_to_config(residual_scale=scale)
 
     def _prepare(self, schedule: Schedule) -> Trainer:
-        model = StageModel(self.pipeline.unet, self.pipeline.image_projector)
+        model = self._stage_model()
         self.base_unet = copy.deepcopy(model.unet) if self.options.trained == 'lora' else None
         torch.manual_seed(self.seed)
         if self.options.trained == 'lora' and self.device.type == 'cuda':
@@ -262,9 +265,8 @@ class StageTrainer(ABC):
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
         if self.options.gradient_checkpointing:
-            model.unet.enable_gradient_checkpointing()
-            if model.image_projector is not None:
-                model.image_projector.enable_gradient_checkpointing()
+            for _, network in model.named_children():
+                network.enable_gradient_checkpointing()
         self.made_of.append(tensors_id({n: p for n, p in model.named_parameters() if not p.requires_grad}))
         data = hashlib.sha256(' '.join(self.made_of).encode()).hexdigest()
         trainer = Trainer(model, self.folder, schedule, self.seed, f'latents {data}')
@@ -274,6 +276,10 @@ class StageTrainer(ABC):
             f'({counts["trained_tensors"]} of {counts["tensors"]} tensors), {len(self.arrays)} clips'
         )
         return trainer
+
+    def _stage_model(self) -> StageModel:
+        pipeline = self.pipeline
+        return StageModel(pipeline.unet, pipeline.image_projector, getattr(pipeline, 'controlnet', None))
 
     def _load(self, name: str, *index: np.ndarray) -> torch.Tensor:
         """float32 latents on the device, (B, C, T, h, w) or (B, C, h, w)."""
@@ -344,27 +350,24 @@ class StageTrainer(ABC):
         state = self.trainer.final_state(best)
         if self.trainer.accelerator.is_main_process:
             pipeline = self.pipeline
+            networks = dict(self._stage_model().named_children())
             if self.base_unet is not None:
                 self.trainer.accelerator.unwrap_model(self.trainer.model).load_state_dict(state)
                 pipeline.unet.save_lora_adapter(self.folder / 'adapter')
-                unet, projector = (
-                    merge_adapter(self.base_unet, self.folder / 'adapter'),
-                    pipeline.image_projector,
-                )
+                networks['unet'] = merge_adapter(self.base_unet, self.folder / 'adapter')
             else:
-                unet = DynamiCrafterUNet.from_config(pipeline.unet.config)
-                projector = pipeline.image_projector
-                if projector is not None:
-                    projector = Resampler.from_config(projector.config)
-                StageModel(unet, projector).load_state_dict(state)
-            for name, network in (('unet', unet), ('image_projector', projector)):
-                if network is not None:
-                    network.register_to_config(_name_or_path='')  # else it remembers where it came from
-                    network.half().save_pretrained(self.folder / name)
+                networks = {name: type(n).from_config(n.config) for name, n in networks.items()}
+                for name, network in networks.items():
+                    network.load_state_dict({k: state[f'{name}.{k}'] for k in network.state_dict()})
+            for name, network in networks.items():
+                network.register_to_config(_name_or_path='')  # else it remembers where it came from
+                network.half().save_pretrained(self.folder / name)
             record = {
                 'residual_scale': pipeline.config.residual_scale,
                 'best': self.trainer.best if best else None,
             }
+            if 'masks' in pipeline.config:
+                record['masks'] = pipeline.config.masks
             (self.folder / 'stage.json').write_text(json.dumps(record))
         self.trainer.accelerator.wait_for_everyone()
 
@@ -453,28 +456,44 @@ class VideoTrainer(StageTrainer):
         self.predicted, self.predicted_id = predicted, predicted_id
         super().__init__(*args, **options)
 
+    def _has_text(self) -> bool:
+        return self.masks == 'none'
+
     def _encode(self) -> dict[str, np.ndarray]:
         labels, shares = self.arrays.labels, self.options.damage
+        self.masks = self.pipeline.config.masks
+        for name, has in (('masks', self.masks), ('controlnet', self.pipeline.controlnet is not None)):
+            if (wanted := getattr(self.options, name)) not in (None, has):
+                raise ValueError(f'{name}: {wanted}, but the model to start from has {has}; leave it out')
         latents = {
             'first_frame': self.cache.encoded('first_frame', lambda i: self.arrays.frames[i, 0]),
             'video': self.cache.encoded('video', lambda i: self.arrays.frames[i]),
-            'masks': self.cache.encoded('masks', lambda i: lb.labels_to_rgb(labels[i])),
         }
+        if self.masks != 'both':
+            self.made_of.append(self.masks)
+        if self.masks == 'none':
+            return latents
+        prefix = '' if self.masks == 'both' else f'{self.masks}_'
+
+        def painted(seen: np.ndarray) -> np.ndarray:
+            return lb.labels_to_rgb(visible_labels(seen, self.masks))
+
+        latents['masks'] = self.cache.encoded(f'{prefix}masks', lambda i: painted(labels[i]))
 
         def damaged(i: int) -> np.ndarray:
             variants = range(self.options.damage_variants)
             generators = [np.random.default_rng((self.seed, i, v)) for v in variants]
-            return lb.labels_to_rgb(np.stack([damage_labels(labels[i], shares, g) for g in generators]))
+            return painted(np.stack([damage_labels(labels[i], shares, g) for g in generators]))
 
         if any(shares.drawn.values()):
             made_of = f'{shares.drawn} {self.options.damage_variants} {self.seed}'
-            latents['damaged'] = self.cache.encoded('damaged', damaged, made_of)
+            latents['damaged'] = self.cache.encoded(f'{prefix}damaged', damaged, made_of)
         if shares.predicted:
             if self.predicted is None:
                 raise ValueError('damage: a share of predicted masks needs a stage 1 that predicts them')
             self.made_of.append(self.predicted_id)
             latents['predicted'] = self.cache.encoded(
-                'predicted', lambda i: lb.labels_to_rgb(self.predicted[i]), self.predicted_id
+                f'{prefix}predicted', lambda i: painted(self.predicted[i]), self.predicted_id
             )
         return latents
 
@@ -482,7 +501,8 @@ class VideoTrainer(StageTrainer):
         shares = self.options.damage
         dice = torch.rand(len(clips), generator=generator)
         variant = torch.randint(self.options.damage_variants, (len(clips),), generator=generator).numpy()
-        video, masks = self._load('video', clips), self._load('masks', clips)
+        video = self._load('video', clips)
+        masks = self._load('masks', clips) if 'masks' in self.latents else torch.zeros_like(video)
         drawn = sum(shares.drawn.values())
         is_drawn = (dice < drawn).to(self.device)[:, None, None, None, None]
         is_predicted = (dice >= 1 - shares.predicted).to(self.device)[:, None, None, None, None]
@@ -492,7 +512,7 @@ class VideoTrainer(StageTrainer):
             masks = torch.where(is_predicted, self._load('predicted', clips), masks)
         first = video[:, :, 0]
         condition = torch.cat([first.unsqueeze(2).expand_as(video), masks], dim=1)
-        return video, first, condition, np.zeros(len(clips), np.int64)
+        return video, first, condition, self.text_index[clips] if self._has_text() else np.zeros_like(clips)
 
     def predict(self, clips, picks, steps):
         for start in range(0, len(picks), self.options.batch_size):
@@ -500,6 +520,7 @@ class VideoTrainer(StageTrainer):
             yield from self.pipeline(
                 clips.frames[batch, 0],
                 clips.labels[batch],
+                [clips.tasks[i] for i in batch],
                 num_inference_steps=steps,
                 generator=[torch.Generator().manual_seed(int(i)) for i in batch],
             ).frames

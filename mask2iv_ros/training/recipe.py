@@ -17,6 +17,7 @@ from diffusers import ConfigMixin
 from mask2iv_ros.data.episodes import EpisodeReader, open_dataset, read_clips
 from mask2iv_ros.data.sampling import spread
 from mask2iv_ros.models.autoencoder import PatchAutoencoderKL
+from mask2iv_ros.models.controlnet import DynamiCrafterControlNet
 from mask2iv_ros.models.resampler import Resampler
 from mask2iv_ros.models.scheduling_ddim import RescaledDDIMScheduler
 from mask2iv_ros.models.text_encoder import PackagedTextEncoder
@@ -42,16 +43,30 @@ from mask2iv_ros.weights import DEFAULT_MODEL, default_model_path, unpack
 
 @dataclass(frozen=True)
 class Stage:
-    """The classes of a stage."""
+    """The classes of a stage, of the networks that it trains, and what else its pipeline needs to know.
+
+    In a model folder each `networks` and `facts` has the stage's name before its own.
+    """
 
     pipeline: type
     trainer: type
     options: type
+    networks: dict[str, type]
+    facts: dict[str, object]
 
 
+NETWORKS = {'unet': DynamiCrafterUNet, 'image_projector': Resampler}
 STAGES = {
-    'trajectory': Stage(MaskTrajectoryPipeline, TrajectoryTrainer, TrajectoryOptions),
-    'video': Stage(InteractionVideoPipeline, VideoTrainer, VideoOptions),
+    'trajectory': Stage(
+        MaskTrajectoryPipeline, TrajectoryTrainer, TrajectoryOptions, NETWORKS, {'residual_scale': None}
+    ),
+    'video': Stage(
+        InteractionVideoPipeline,
+        VideoTrainer,
+        VideoOptions,
+        {**NETWORKS, 'controlnet': DynamiCrafterControlNet},
+        {'residual_scale': None, 'masks': 'both'},
+    ),
 }
 #: What can be trained, in the order in which one needs the other.
 PARTS = ('autoencoder', *STAGES)
@@ -200,13 +215,13 @@ class Recipe:
         """The trainer of a stage, with its clips encoded."""
         schedule, options = self.options[stage]
         is_new = 'unet' in self.config
-        networks = self._new_networks() if is_new else self._networks_of_init(stage)
+        networks = self._new_networks(options) if is_new else self._networks_of_init(stage)
         pipeline = self._stage_pipeline(stage, networks)
         pipeline.vae.to(self.state.device).requires_grad_(False)
         arrays = self.arrays('train')
         cache = LatentCache(arrays, pipeline.vae, self.folder / 'latents')
         more = {}
-        if stage == 'video' and options.damage.predicted:
+        if stage == 'video' and options.damage.predicted and pipeline.config.masks != 'none':
             trained_here = 'trajectory' in self.parts
             networks = (
                 self._trained_networks('trajectory') if trained_here else self._networks_of_init('trajectory')
@@ -230,7 +245,7 @@ class Recipe:
     ) -> MaskTrajectoryPipeline | InteractionVideoPipeline:
         """A stage, float32 on the CPU, over the frozen networks of `init` or of this run."""
         if self.init:
-            left_out = {f'{name}_{part}': None for name in STAGES for part in ('unet', 'image_projector')}
+            left_out = {f'{name}_{network}': None for name in STAGES for network in STAGES[name].networks}
             whole = Mask2IVPipeline.from_pretrained(self.init, local_files_only=True, **left_out)
             names = ('vae', 'scheduler', 'text_encoder', 'tokenizer', 'image_encoder', 'feature_extractor')
             frozen = {name: getattr(whole, name) for name in names}
@@ -246,32 +261,38 @@ class Recipe:
         sampling = {'num_frames': self.config['num_frames'], **self.config['sampling']}
         return STAGES[stage].pipeline(**frozen, **networks, **sampling)
 
-    def _new_networks(self) -> dict:
+    def _new_networks(self, options: TrajectoryOptions | VideoOptions) -> dict:
         torch.manual_seed(self.seed)
-        return {
+        networks = {
             'unet': DynamiCrafterUNet(**self.config['unet']),
             'image_projector': Resampler(**self.config['image_projector']),
-            'residual_scale': None,
         }
+        if isinstance(options, VideoOptions):
+            networks['masks'] = options.masks or 'both'
+            if options.controlnet:
+                networks['controlnet'] = DynamiCrafterControlNet.from_unet(networks['unet'])
+        return networks
 
     def _networks_of_init(self, stage: str) -> dict:
-        index = self._index
-        networks = {'residual_scale': index[f'{stage}_residual_scale'], 'image_projector': None}
-        for name, network in (('unet', DynamiCrafterUNet), ('image_projector', Resampler)):
-            if index[f'{stage}_{name}'][0] is not None:
+        index, networks = self._index, {}
+        for name, default in STAGES[stage].facts.items():
+            networks[name] = index.get(f'{stage}_{name}', default)
+        for name, network in STAGES[stage].networks.items():
+            if (self.init / f'{stage}_{name}').is_dir():
                 networks[name] = network.from_pretrained(self.init / f'{stage}_{name}')
+        if 'unet' not in networks:
+            raise ValueError(f'{self.init}: has no {stage} stage to start from')
         return networks
 
     def _trained_networks(self, stage: str) -> dict:
         folder = self.folder / stage
         if not (folder / 'stage.json').is_file():
             raise FileNotFoundError(f'{folder}: {stage} is not trained to its end')
-        networks = {'residual_scale': json.loads((folder / 'stage.json').read_text())['residual_scale']}
-        networks['unet'] = DynamiCrafterUNet.from_pretrained(folder / 'unet')
-        has_projector = (folder / 'image_projector').is_dir()
-        networks['image_projector'] = (
-            Resampler.from_pretrained(folder / 'image_projector') if has_projector else None
-        )
+        record = json.loads((folder / 'stage.json').read_text())
+        networks = {name: record.get(name, default) for name, default in STAGES[stage].facts.items()}
+        for name, network in STAGES[stage].networks.items():
+            if (folder / name).is_dir():
+                networks[name] = network.from_pretrained(folder / name)
         return networks
 
     def assemble(self) -> Path:
@@ -302,8 +323,10 @@ class Recipe:
             text_encoder=trajectory.text_encoder,
             trajectory_image_projector=trajectory.image_projector,
             video_image_projector=video.image_projector,
+            video_controlnet=video.controlnet,
             trajectory_residual_scale=trajectory.config.residual_scale,
             video_residual_scale=video.config.residual_scale,
+            video_masks=video.config.masks,
             **self._description,
         )
         for component in pipeline.components.values():
@@ -316,17 +339,18 @@ class Recipe:
     def _extend_init(self, folder: Path) -> None:
         shutil.copytree(self.init, folder)
         index = {**self._index, **self._description}
-        for stage in STAGES:
-            if stage not in self.parts:
-                continue
-            networks = self._trained_networks(stage)
-            index[f'{stage}_residual_scale'] = networks.pop('residual_scale')
-            for name, network in networks.items():
+        trained = {stage: self._trained_networks(stage) for stage in STAGES if stage in self.parts}
+        if trained.get('video', {}).get('masks') == 'none':
+            trained.setdefault('trajectory', {})  # a model of one stage has no other
+        for stage, networks in trained.items():
+            for name in STAGES[stage].facts:
+                index[f'{stage}_{name}'] = networks.get(name)
+            for name, network in STAGES[stage].networks.items():
                 shutil.rmtree(folder / f'{stage}_{name}', ignore_errors=True)
                 index[f'{stage}_{name}'] = [None, None]
-                if network is not None:
+                if name in networks:
                     shutil.copytree(self.folder / stage / name, folder / f'{stage}_{name}')
-                    index[f'{stage}_{name}'] = [type(network).__module__, type(network).__name__]
+                    index[f'{stage}_{name}'] = [network.__module__, network.__name__]
         (folder / 'model_index.json').write_text(json.dumps(index, indent=2) + '\n')
 
     @property

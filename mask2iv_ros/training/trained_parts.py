@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
+from mask2iv_ros.models.controlnet import DynamiCrafterControlNet, predict
 from mask2iv_ros.models.resampler import Resampler
 from mask2iv_ros.models.unet import DynamiCrafterUNet
 
@@ -20,16 +21,21 @@ LORA_MODULES = ['to_q', 'to_k', 'to_v', 'to_k_ip', 'to_v_ip', 'to_out.0']
 
 
 class StageModel(torch.nn.Module):
-    """What one stage runs in training: its image projector, if it has one, and its UNet."""
+    """What one stage runs in training: its UNet, and the image projector and ControlNet that it may have."""
 
-    def __init__(self, unet: DynamiCrafterUNet, image_projector: Resampler | None):
+    def __init__(
+        self,
+        unet: DynamiCrafterUNet,
+        image_projector: Resampler | None,
+        controlnet: DynamiCrafterControlNet | None = None,
+    ):
         super().__init__()
-        self.unet, self.image_projector = unet, image_projector
+        self.unet, self.image_projector, self.controlnet = unet, image_projector, controlnet
 
     def forward(self, sample, timesteps, text_tokens, image_features, fps) -> torch.Tensor:
         """Predicted v (B, C, T, h, w); `image_features` (B, L, D) go to the projector."""
         image_tokens = None if self.image_projector is None else self.image_projector(image_features)
-        return self.unet(sample, timesteps, text_tokens, image_tokens, fps).sample
+        return predict(self.unet, self.controlnet, sample, timesteps, text_tokens, image_tokens, fps)
 
 
 def select_trained(model: StageModel, trained: str, lora_rank: int = 16) -> None:
@@ -39,10 +45,13 @@ def select_trained(model: StageModel, trained: str, lora_rank: int = 16) -> None
     both stay, and adapters of `lora_rank` are added to the UNet's attention (needs `peft`).
 
     Raises:
-        ValueError: unknown name, or 'spatial' with a UNet that has no such layers.
+        ValueError: unknown name, 'spatial' with a UNet that has no such layers, or less than 'all' with a
+            ControlNet.
     """
     if trained not in TRAINED:
         raise ValueError(f'trained: expected one of {TRAINED}, got {trained!r}')
+    if trained != 'all' and model.controlnet is not None:
+        raise ValueError(f"trained: expected 'all' for a stage with a ControlNet, got {trained!r}")
     model.requires_grad_(trained != 'lora')
     if trained == 'spatial':
         frozen = [

@@ -78,7 +78,8 @@ class Trainer:
     sets: both depend on seed, step and process alone. So a run that was killed and resumed takes the same
     steps as one that was not. Under `accelerate launch` each process draws its own batches, and the first one
     alone writes. `folder` holds `checkpoint/` (what was trained, optimiser, averages), `best/` (averaged
-    weights of the best score), `losses.jsonl` and TensorBoard's `tensorboard/`.
+    weights of the best score), `losses.jsonl` and TensorBoard's `tensorboard/`. Its `seconds` are those of
+    all steps so far, before and after a stop, without scoring and saving.
 
     Args:
         model: parameters that need no gradient are neither trained nor stored.
@@ -118,7 +119,7 @@ class Trainer:
         if not self.is_sharded:
             self.accelerator.register_save_state_pre_hook(self._save_trained)
             self.accelerator.register_load_state_pre_hook(self._load_trained)
-        self.step = 0
+        self.step, self.seconds = 0, 0.0
         self._running: dict[str, float] = {}
         self._recover()
 
@@ -183,14 +184,17 @@ class Trainer:
             while self.step < self.schedule.steps:
                 if self._any(bool(stop) or (max_minutes is not None and due(start, max_minutes))):
                     break
-                for key, value in self._train_step(loss_at).items():
+                before_step = time.monotonic()
+                losses = self._train_step(loss_at)
+                self.seconds += time.monotonic() - before_step
+                for key, value in losses.items():
                     before = self._running.get(key, value)
                     self._running[key] = 0.98 * before + 0.02 * value
                 progress.update()
                 postfix = {key: f'{value:.4f}' for key, value in self._running.items()}
                 progress.set_postfix(postfix, refresh=False)
                 if self.step % LOG_STEPS == 0 or self.step == self.schedule.steps:
-                    self._log(self._running, time.monotonic() - start)
+                    self._log(self._running)
                 if evaluate and (self.step % evaluate_steps == 0 or self.step == self.schedule.steps):
                     self._evaluate(evaluate)
                 if self._any(due(saved, save_minutes)):
@@ -223,8 +227,8 @@ class Trainer:
         self.accelerator.save_state(fresh)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            record = {'step': self.step, 'seed': self.seed, 'data': self.data, 'running': self._running}
-            _complete(self.folder / 'checkpoint', record)
+            facts = {'step': self.step, 'seconds': self.seconds, 'seed': self.seed, 'data': self.data}
+            _complete(self.folder / 'checkpoint', {**facts, 'running': self._running})
         self.accelerator.wait_for_everyone()
 
     def _trained(self) -> dict[str, torch.nn.Parameter]:
@@ -263,6 +267,7 @@ class Trainer:
                 )
             self.accelerator.load_state(kept)
             self.step, self._running = record['step'], record['running']
+            self.seconds = record.get('seconds', 0.0)
             self._cut_log()
             self.accelerator.print(f'{self.folder}: resumed at step {self.step}')
 
@@ -334,11 +339,11 @@ class Trainer:
         save_file(trained, fresh / 'weights.safetensors')
         _complete(self.folder / 'best', {'step': self.step, **scores})
 
-    def _log(self, losses: dict[str, float], seconds: float) -> None:
+    def _log(self, losses: dict[str, float]) -> None:
         if self.accelerator.num_processes > 1:
             values = torch.tensor(list(losses.values()), device=self.device)
             losses = dict(zip(losses, self.accelerator.reduce(values, 'mean').tolist(), strict=True))
-        self._write({'step': self.step, 'seconds': round(seconds, 1), **losses})
+        self._write({'step': self.step, 'seconds': round(self.seconds, 1), **losses})
 
     def _write(self, record: dict[str, float]) -> None:
         if self.accelerator.is_main_process:

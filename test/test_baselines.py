@@ -1,0 +1,201 @@
+"""Baselines in the same code: each trains, saves, loads, and sees what it may see and nothing else."""
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from test_evaluate import SIZE, moving_clip
+from test_training_stages import PROJECTOR, UNET
+from test_unet import small_inputs, small_unet
+
+from mask2iv_ros import labels as lb
+from mask2iv_ros.data.lerobot import LeRobotClipWriter
+from mask2iv_ros.evaluation.evaluate import Evaluation, Settings, open_splits
+from mask2iv_ros.evaluation.extractors import Extractors
+from mask2iv_ros.models.controlnet import DynamiCrafterControlNet, predict
+from mask2iv_ros.models.unet import DynamiCrafterUNet
+from mask2iv_ros.pipelines.interaction_video import InteractionVideoPipeline
+from mask2iv_ros.pipelines.loading import load_pipeline
+from mask2iv_ros.planning.generate import generate_plans
+from mask2iv_ros.planning.request import GenerationRequest
+from mask2iv_ros.training.recipe import Recipe
+from tiny_model import build_tiny_model
+
+VARIANTS = {
+    'masklatent_actor': {'masks': 'actor'},
+    'controlnet_actor': {'masks': 'actor', 'controlnet': True},
+    'one_stage': {'masks': 'none'},
+}
+
+
+class TestControlNet:
+    @torch.no_grad()
+    def test_a_new_one_changes_nothing(self):
+        unet, inputs = small_unet(), tuple(small_inputs().values())
+        controlnet = DynamiCrafterControlNet.from_unet(unet).eval()
+        without_masks = inputs[0].clone()
+        without_masks[:, 16:] = 0
+        expected = unet(without_masks, *inputs[1:]).sample
+        torch.testing.assert_close(predict(unet, controlnet, *inputs), expected, atol=0, rtol=0)
+
+    @torch.no_grad()
+    def test_its_features_reach_every_skip_connection_and_the_middle(self):
+        unet, inputs = small_unet(), tuple(small_inputs().values())
+        controlnet = DynamiCrafterControlNet.from_unet(unet).eval()
+        before = predict(unet, controlnet, *inputs)
+        for conv in (*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block):
+            torch.nn.init.ones_(conv.bias)
+            after = predict(unet, controlnet, *inputs)
+            assert (after - before).abs().max() > 1e-4
+            before = after
+
+    @torch.no_grad()
+    def test_it_starts_from_the_unets_encoder_and_has_no_decoder(self):
+        unet, inputs = small_unet(), small_inputs()
+        controlnet = DynamiCrafterControlNet.from_unet(unet).eval()
+        for mine, its in zip(controlnet.encode(**inputs)[0], unet.encode(**inputs)[0], strict=True):
+            torch.testing.assert_close(mine, its)
+        assert 0.2 < controlnet.num_parameters() / unet.num_parameters() < 0.6
+
+    @torch.no_grad()
+    def test_it_survives_saving(self, tmp_path):
+        controlnet = DynamiCrafterControlNet.from_unet(small_unet()).eval()
+        torch.nn.init.normal_(controlnet.controlnet_mid_block.weight)
+        controlnet.save_pretrained(tmp_path)
+        loaded = DynamiCrafterControlNet.from_pretrained(tmp_path)
+        expected = controlnet(**small_inputs())[1]
+        torch.testing.assert_close(loaded(**small_inputs())[1], expected)
+
+    def test_gradients_reach_it(self):
+        unet, inputs = small_unet(), tuple(small_inputs().values())
+        controlnet = DynamiCrafterControlNet.from_unet(unet).eval()
+        predict(unet, controlnet, *inputs).square().mean().backward()
+        assert all(conv.weight.grad.any() for conv in controlnet.controlnet_down_blocks)
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data')
+    for split, seeds in (('train', range(3)), ('test', range(10, 11))):
+        with LeRobotClipWriter(folder / split) as writer:
+            for seed in seeds:
+                writer.add(moving_clip(seed))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def trained(data, tmp_path_factory):
+    """Folders of models, each trained for two steps."""
+    folder = tmp_path_factory.mktemp('baselines')
+    init, models = build_tiny_model(folder / 'init'), {}
+    for name, options in VARIANTS.items():
+        config = {
+            'name': name,
+            'unet': {**UNET, 'temporal_transformer_in': False},
+            'image_projector': PROJECTOR,
+            'video': {
+                'options': {'batch_size': 2, 'residual': False, **options},
+                'schedule': {'steps': 2, 'learning_rate': 0.02, 'warmup_steps': 0, 'ema_decay': None},
+            },
+            'validation': {'clips': 1, 'num_inference_steps': 1},
+        }
+        path = folder / f'{name}.yaml'
+        path.write_text(yaml.safe_dump(config))
+        recipe = Recipe(path, data, folder / name, init)
+        assert recipe.train('video')
+        models[name] = recipe.assemble()
+    return models
+
+
+def latents(pipeline, labels: np.ndarray | None, task: str = '') -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    image = moving_clip(0).frames[:1]
+    labels = None if labels is None else labels[None]
+    return pipeline.video(image, labels, task, generator=generator, output_type='latent').frames
+
+
+class TestVariants:
+    @pytest.mark.parametrize('name', ['masklatent_actor', 'controlnet_actor'])
+    def test_a_model_of_the_actors_mask_does_not_see_the_object(self, trained, name):
+        pipeline = load_pipeline(trained[name], 'cpu')
+        assert (pipeline.video_controlnet is not None) == (name == 'controlnet_actor')
+        labels = moving_clip(0).labels
+        without_object = np.where(labels == lb.OBJECT, 0, labels).astype(np.uint8)
+        expected = latents(pipeline, labels)
+        torch.testing.assert_close(latents(pipeline, without_object), expected, atol=0, rtol=0)
+        without_actor = np.where(labels == lb.ACTOR, 0, labels).astype(np.uint8)
+        assert (latents(pipeline, without_actor) - expected).abs().max() > 1e-5
+        torch.testing.assert_close(latents(pipeline, labels, 'another text'), expected, atol=0, rtol=0)
+
+    def test_a_model_of_one_stage_sees_the_text_and_no_masks(self, trained):
+        pipeline = load_pipeline(trained['one_stage'], 'cpu')
+        expected = latents(pipeline, None, 'open the drawer')
+        labels = moving_clip(0).labels
+        torch.testing.assert_close(latents(pipeline, labels, 'open the drawer'), expected, atol=0, rtol=0)
+        assert (latents(pipeline, None, 'close the tap') - expected).abs().max() > 1e-5
+
+    def test_a_model_of_one_stage_makes_videos_alone(self, trained):
+        pipeline = load_pipeline(trained['one_stage'], 'cpu')
+        assert not (trained['one_stage'] / 'trajectory_unet').exists()
+        clip = moving_clip(0)
+        request = GenerationRequest(clip.frames[0], clip.labels[0] == lb.OBJECT, task='open it')
+        output = pipeline(clip.frames[:1], clip.labels[:1], 'open the drawer')
+        assert output.labels is None
+        assert output.frames.shape == (1, 8, *SIZE, 3)
+        with pytest.raises(ValueError, match='one_stage makes videos in one stage'):
+            generate_plans(pipeline, request)
+
+    @pytest.mark.parametrize('name', VARIANTS)
+    def test_what_it_sees_is_kept_when_it_is_trained_further(self, trained, name, data, tmp_path):
+        schedule = {'steps': 1, 'learning_rate': 0.01}
+        config = {'name': 'more', 'video': {'options': {'batch_size': 1}, 'schedule': schedule}}
+        config['validation'] = {'clips': 1, 'num_inference_steps': 1}
+        (tmp_path / 'config.yaml').write_text(yaml.safe_dump(config))
+        recipe = Recipe(tmp_path / 'config.yaml', data, tmp_path / 'run', trained[name])
+        assert recipe.train('video')
+        pipeline = load_pipeline(recipe.assemble(), 'cpu')
+        assert pipeline.config.video_masks == VARIANTS[name]['masks']
+        assert (pipeline.video_controlnet is None) == ('controlnet' not in VARIANTS[name])
+        config['video']['options']['masks'] = 'both'
+        (tmp_path / 'config.yaml').write_text(yaml.safe_dump(config))
+        recipe = Recipe(tmp_path / 'config.yaml', data, tmp_path / 'other', trained[name])
+        with pytest.raises(ValueError, match='masks: both, but the model to start from has'):
+            recipe.train('video')
+
+    def test_names_of_masks_are_checked(self, trained):
+        parts = load_pipeline(trained['one_stage'], 'cpu').video.components
+        with pytest.raises(ValueError, match=r"masks: expected one of .* got 'hand'"):
+            InteractionVideoPipeline(**parts, masks='hand')
+
+
+def test_an_evaluation_has_their_rows(trained, data, tmp_path):
+    models = {name: load_pipeline(folder, 'cpu') for name, folder in trained.items()}
+    extractors = Extractors(None, '/no/such/model', torch.device('cpu'))
+    settings = Settings(SIZE, text_clips=1, controls=('text',))
+    report = Evaluation(models, tmp_path, settings, extractors).run(open_splits(data)['test'], 'test')
+    rows = report['summary']['all clips']
+    assert {row for row in rows if 'object_iou' in rows[row]} == {
+        'static',
+        'masklatent_actor text',
+        'controlnet_actor text',
+    }
+    assert {row for row in rows if 'psnr' in rows[row]} == {
+        'first frame repeated',
+        'one_stage text',
+        *(
+            f'{name} {masks} masks'
+            for name in ('masklatent_actor', 'controlnet_actor')
+            for masks in ('text', 'oracle')
+        ),
+    }
+    assert 'one_stage' not in report['texts']
+    with pytest.raises(ValueError, match=r"controls: expected some of .* got \['pose'\]"):
+        Settings(SIZE, controls=('pose',))
+
+
+def test_what_is_told_apart_is_of_one_size(trained):
+    sizes = {
+        name: sum(p.numel() for p in DynamiCrafterUNet.from_pretrained(folder / 'video_unet').parameters())
+        for name, folder in trained.items()
+    }
+    assert len(set(sizes.values())) == 1
