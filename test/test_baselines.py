@@ -1,5 +1,11 @@
 """Baselines in the same code: each trains, saves, loads, and sees what it may see and nothing else."""
 
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +25,7 @@ from mask2iv_ros.pipelines.loading import load_pipeline
 from mask2iv_ros.planning.generate import generate_plans
 from mask2iv_ros.planning.request import GenerationRequest
 from mask2iv_ros.training.recipe import Recipe
+from mask2iv_ros.training.trainer import Schedule
 from tiny_model import build_tiny_model
 
 VARIANTS = {
@@ -145,7 +152,7 @@ class TestVariants:
         with pytest.raises(ValueError, match='one_stage makes videos in one stage'):
             generate_plans(pipeline, request)
 
-    @pytest.mark.parametrize('name', VARIANTS)
+    @pytest.mark.parametrize('name', ['controlnet_actor', 'one_stage'])
     def test_what_it_sees_is_kept_when_it_is_trained_further(self, trained, name, data, tmp_path):
         schedule = {'steps': 1, 'learning_rate': 0.01}
         config = {'name': 'more', 'video': {'options': {'batch_size': 1}, 'schedule': schedule}}
@@ -199,3 +206,81 @@ def test_what_is_told_apart_is_of_one_size(trained):
         for name, folder in trained.items()
     }
     assert len(set(sizes.values())) == 1
+
+
+spec = importlib.util.spec_from_file_location(
+    'recipes', Path(__file__).parents[1] / 'benchmarks' / 'recipes.py'
+)
+recipes = importlib.util.module_from_spec(spec)
+sys.modules['recipes'] = recipes
+spec.loader.exec_module(recipes)
+
+
+class TestTable:
+    @pytest.fixture(scope='class')
+    def made(self, data, tmp_path_factory):
+        """Arguments that made two rows, and their folder."""
+        folder = tmp_path_factory.mktemp('table')
+        networks = {
+            'unet': {**UNET, 'temporal_transformer_in': False, 'temporal_conv': False},
+            'image_projector': PROJECTOR,
+        }
+        (folder / 'networks.yaml').write_text(yaml.safe_dump(networks))
+        arguments = [data, folder / 'out', '--init', build_tiny_model(folder / 'init'), '--minutes', 0.003]
+        arguments += ['--networks', folder / 'networks.yaml', '--device', 'cpu', '--row', 'one_stage', 'ours']
+        arguments = [str(argument) for argument in arguments]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(recipes, 'TIMED_STEPS', 3)
+            patch.setattr(recipes, 'WARM_STEPS', 1)
+            recipes.main(arguments)
+        return arguments, folder / 'out'
+
+    def test_every_row_has_the_same_time(self):
+        for row in recipes.ROWS:
+            parts = recipes.trainings_of(row)
+            assert sum(recipes.TRAININGS[name].share for name in parts.values()) == 1
+            assert set(parts) == ({'video'} if row == 'one_stage' else {'trajectory', 'video'})
+
+    def test_steps_fit_the_time_and_the_learning_rate_falls_to_its_end(self, made):
+        facts = json.loads((made[1] / 'ours_trajectory' / 'training.json').read_text())
+        config = yaml.safe_load((made[1] / 'ours_trajectory' / 'config.yaml').read_text())
+        schedule = Schedule(**config['trajectory']['schedule'])
+        assert schedule.steps == max(1, round(60 * 0.003 / 2 / facts['timed_seconds_per_step']))
+        assert schedule.learning_rate_at(schedule.steps) == pytest.approx(0.02 * schedule.learning_rate)
+
+    def test_the_table_has_rows_times_and_differences(self, made, tmp_path):
+        report = recipes.write_table(made[1], tmp_path / 'recipes')
+        assert set(report['trainings']) == {'one_stage', 'ours'}
+        assert set(report['trainings']['ours']) == {'trajectory', 'video'}
+        assert report['trainings']['ours']['video']['seconds_per_step'] > 0
+        assert report['trainings']['ours']['video']['prediction_seconds'] > 0
+        (split,) = report['splits'].values()
+        controls = ('text', 'goal', 'text+goal', 'text without actor', 'oracle masks')
+        assert set(split['rows']) == {'static', 'one_stage, text', *(f'ours, {c}' for c in controls)}
+        assert 'object_iou' not in split['rows']['one_stage, text']
+        psnr = {row: scores['psnr']['mean'] for row, scores in split['rows'].items()}
+        difference = split['differences']['ours - one_stage, text']
+        assert set(difference) == {'psnr', 'psnr_moving_pixels', 'ssim'}
+        assert difference['psnr']['mean'] == pytest.approx(psnr['ours, text'] - psnr['one_stage, text'])
+        text = (tmp_path / 'recipes.md').read_text()
+        assert '| ours, text without actor |' in text
+        assert (tmp_path / 'recipes.png').stat().st_size > 1000
+
+    def test_a_row_that_is_there_is_not_made_again(self, made):
+        def stamps():
+            files = [*made[1].rglob('*.safetensors'), *made[1].rglob('*.jsonl')]
+            return {path: path.stat().st_mtime_ns for path in files if path.name != 'test.clips.jsonl'}
+
+        before = stamps()
+        recipes.main(made[0])
+        assert stamps() == before
+        arguments = [{'0.003': '1'}.get(argument, argument) for argument in made[0]]
+        with pytest.raises(ValueError, match='choose another folder'):
+            recipes.main(arguments)
+
+    def test_rows_of_other_clips_are_not_compared(self, made, tmp_path):
+        shutil.copytree(made[1], tmp_path / 'out', ignore=shutil.ignore_patterns('cache', 'model'))
+        path = tmp_path / 'out/ours/evaluation/test.json'
+        path.write_text(json.dumps({**json.loads(path.read_text()), 'test_digest': 'other'}))
+        with pytest.raises(ValueError, match='rows were evaluated on different clips'):
+            recipes.write_table(tmp_path / 'out', tmp_path / 'recipes')

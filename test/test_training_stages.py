@@ -27,6 +27,7 @@ from mask2iv_ros.training.trained_parts import StageModel, count_trained, merge_
 from tiny_model import build_tiny_pipeline
 
 CONFIGS = Path(__file__).parents[1] / 'config' / 'train'
+BASELINES = {f'metaworld_{n}_video' for n in ('one_stage', 'masklatent_actor', 'controlnet_actor')}
 STAGE_CONFIGS = sorted(path.stem for path in CONFIGS.glob('*_*.yaml'))
 UNET = {
     'in_channels': 12,
@@ -351,11 +352,24 @@ class TestConfigurations:
 
     def test_all_of_them_are_there(self):
         sets = ('bridge', 'hoi4d', 'lora', 'metaworld')
-        assert (
-            sorted(f'{name}_{stage}' for name in sets for stage in ('trajectory', 'video')) == STAGE_CONFIGS
-        )
+        pairs = {f'{name}_{stage}' for name in sets for stage in ('trajectory', 'video')}
+        assert pairs | BASELINES | {'metaworld_goal_trajectory'} == set(STAGE_CONFIGS)
 
-    @pytest.mark.parametrize('name', [name for name in STAGE_CONFIGS if not name.startswith('lora')])
+    @pytest.mark.parametrize('name', BASELINES)
+    def test_baselines_differ_from_the_papers_recipe_in_masks_damage_and_loss(self, name):
+        baseline, paper = (
+            yaml.safe_load((CONFIGS / f'{n}.yaml').read_text()) for n in (name, 'metaworld_video')
+        )
+        options, its = baseline['video'].pop('options'), paper['video'].pop('options')
+        assert baseline | {'name': ''} == paper | {'name': ''}
+        different = {key for key in options.keys() | its.keys() if options.get(key) != its.get(key)}
+        allowed = {'masks', 'controlnet', 'damage', 'contact_weight', 'contact_size', 'weigh_vacated'}
+        assert {'masks', 'contact_weight'} <= different <= allowed
+        assert (options['foreground_weight'], options['contact_weight']) == (1, 1)
+
+    @pytest.mark.parametrize(
+        'name', [name for name in STAGE_CONFIGS if not name.startswith('lora') and name not in BASELINES]
+    )
     def test_the_papers_recipe(self, name, init, tmp_path):
         recipe = Recipe(CONFIGS / f'{name}.yaml', tmp_path, tmp_path / 'run', init)
         ((schedule, options),) = recipe.options.values()
@@ -364,7 +378,9 @@ class TestConfigurations:
         assert not options.weigh_vacated
         if name.endswith('trajectory'):
             mode = {'text_only': 0.0, 'goal_only': 0.0, 'goal_box': 0.0, 'goal_point': 0.0, 'no_actor': 0.0}
-            mode |= {'goal_only': 1.0} if name.startswith('bridge') else {'text_only': 1.0}
+            mode |= (
+                {'goal_only': 1.0} if name.startswith(('bridge', 'metaworld_goal')) else {'text_only': 1.0}
+            )
             assert asdict(options.conditions) == mode
             assert options.foreground_weight == 5
         else:

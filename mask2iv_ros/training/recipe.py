@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -94,16 +95,29 @@ class Recipe:
         folder: where everything goes; a second run continues there.
         init: folder of a `Mask2IVPipeline`, or 'mask2iv-sim' for the embedded one; it goes before that of the
             configuration.
+        cache: folder for `arrays/` and `latents/` in place of `folder`, so that runs on one dataset that
+            follow each other decode and encode it once.
+
+    Attributes:
+        prediction_seconds: what stage 1 took to predict the masks that stage 2 is trained on.
 
     Raises:
         ValueError: the configuration has a key too many or too few, or `init` is no model.
     """
 
-    def __init__(self, config: Path, data: Path, folder: Path, init: str | Path | None = None):
+    def __init__(
+        self,
+        config: Path,
+        data: Path,
+        folder: Path,
+        init: str | Path | None = None,
+        cache: Path | None = None,
+    ):
         # The first process makes arrays while the others wait at a barrier, which may take hours.
         self.state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=2))
         self.config = yaml.safe_load(config.read_text())
-        self.data, self.folder = data, folder
+        self.data, self.folder, self.cache = data, folder, cache or folder
+        self.prediction_seconds = 0.0
         self.parts = [part for part in PARTS if part in self.config]
         init = init or self.config.get('init')
         if unknown := self.config.keys() - KEYS:
@@ -147,7 +161,7 @@ class Recipe:
     def arrays(self, split: str) -> ClipArrays:
         """Clips of 'train', 'val' or 'test' at the model's resolution, decoded on first use and when the
         dataset changed. Without a 'val' of its own, a dataset lends some episodes of 'train' to it."""
-        folder = self.folder / 'arrays' / split
+        folder = self.cache / 'arrays' / split
         reader, episodes = self._episodes(split)
         reader.with_depth = False
         views = [(episode, camera) for episode in episodes for camera in reader.episode(episode).masked]
@@ -219,7 +233,7 @@ class Recipe:
         pipeline = self._stage_pipeline(stage, networks)
         pipeline.vae.to(self.state.device).requires_grad_(False)
         arrays = self.arrays('train')
-        cache = LatentCache(arrays, pipeline.vae, self.folder / 'latents')
+        cache = LatentCache(arrays, pipeline.vae, self.cache / 'latents')
         more = {}
         if stage == 'video' and options.damage.predicted and pipeline.config.masks != 'none':
             trained_here = 'trajectory' in self.parts
@@ -227,7 +241,9 @@ class Recipe:
                 self._trained_networks('trajectory') if trained_here else self._networks_of_init('trajectory')
             )
             trajectory = self._stage_pipeline('trajectory', networks).to(self.state.device)
+            start = time.monotonic()
             more['predicted'], more['predicted_id'] = predicted_labels(cache, trajectory, self.seed)
+            self.prediction_seconds = time.monotonic() - start
         return STAGES[stage].trainer(
             pipeline,
             arrays,
