@@ -231,7 +231,8 @@ class Recipe:
         """A stage, float32 on the CPU, over the frozen networks of `init` or of this run."""
         if self.init:
             left_out = {f'{name}_{part}': None for name in STAGES for part in ('unet', 'image_projector')}
-            whole = Mask2IVPipeline.from_pretrained(self.init, local_files_only=True, **left_out)
+            safe = {'local_files_only': True, 'use_safetensors': True}
+            whole = Mask2IVPipeline.from_pretrained(self.init, **safe, **left_out)
             names = ('vae', 'scheduler', 'text_encoder', 'tokenizer', 'image_encoder', 'feature_extractor')
             frozen = {name: getattr(whole, name) for name in names}
         else:
@@ -255,11 +256,11 @@ class Recipe:
         }
 
     def _networks_of_init(self, stage: str) -> dict:
-        index = self._index
+        index, folder = self._index, self.init
         networks = {'residual_scale': index[f'{stage}_residual_scale'], 'image_projector': None}
         for name, network in (('unet', DynamiCrafterUNet), ('image_projector', Resampler)):
             if index[f'{stage}_{name}'][0] is not None:
-                networks[name] = network.from_pretrained(self.init / f'{stage}_{name}')
+                networks[name] = network.from_pretrained(folder / f'{stage}_{name}', use_safetensors=True)
         return networks
 
     def _trained_networks(self, stage: str) -> dict:
