@@ -18,7 +18,7 @@ from mask2iv_ros.pipelines import (
     load_pipeline,
 )
 from mask2iv_ros.pipelines.components import encode_images, images_to_tensor, keep_observed, tensor_to_images
-from mask2iv_ros.pipelines.interaction_video import anchored_windows
+from mask2iv_ros.pipelines.interaction_video import anchored_windows, stretch_noise
 from mask2iv_ros.pipelines.mask_trajectory import trajectory_condition
 from tiny_model import build_tiny_model, build_tiny_pipeline
 
@@ -195,6 +195,15 @@ def test_windows_make_every_frame_once_and_start_from_the_observation(length, si
         assert frames[0] == 0
         assert known[0]
         assert known.sum() > overlap
+
+
+def test_noise_between_key_frames_keeps_its_variance_and_turns_slowly():
+    keys = torch.randn(1, 4, 16, 32, 32, generator=seeded())
+    noise = stretch_noise(keys, 46)
+    torch.testing.assert_close(noise[:, :, ::3], keys, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(noise.var(dim=(0, 1, 3, 4)), torch.ones(46), rtol=0.1, atol=0)
+    neighbours = (noise[:, :, 1:] * noise[:, :, :-1]).mean(dim=(0, 1, 3, 4))
+    assert neighbours.min() > 0.6
 
 
 @pytest.mark.parametrize(('length', 'overlap'), [(15, 3), (48, 15)])

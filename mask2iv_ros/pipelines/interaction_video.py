@@ -64,6 +64,18 @@ def anchored_windows(length: int, size: int, overlap: int = 3) -> list[tuple[np.
     return windows
 
 
+def stretch_noise(noise: torch.Tensor, length: int) -> torch.Tensor:
+    """Noise (B, C, T, h, w) of key frames -> (B, C, length, h, w), turning from one's to the next's.
+
+    It stays of unit variance. Frames that are near each other so look alike, whichever window makes them.
+    """
+    place = torch.linspace(0, noise.shape[2] - 1, length, device=noise.device)
+    before = place.long().clamp(max=noise.shape[2] - 2)
+    share = (place - before).view(-1, 1, 1).to(noise.dtype)
+    blend = (1 - share) * noise[:, :, before] + share * noise[:, :, before + 1]
+    return blend / ((1 - share) ** 2 + share**2).sqrt()
+
+
 class InteractionVideoPipeline(DiffusionPipeline):
     """Generates the RGB video that follows given mask trajectories.
 
@@ -173,9 +185,10 @@ class InteractionVideoPipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(num_inference_steps or self.config.num_inference_steps, device=device)
         timesteps = self.scheduler.timesteps
         if latents is None:
-            latents = randn_tensor(
-                mask_latents.shape, generator=generator, device=device, dtype=torch.float32
-            )
+            shape = (*mask_latents.shape[:2], num_frames, *mask_latents.shape[3:])
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+            if labels.shape[1] > num_frames:
+                latents = stretch_noise(latents, labels.shape[1])
         noise = latents.to(device) * self.scheduler.init_noise_sigma
         windows = anchored_windows(labels.shape[1], num_frames)
         self._num_timesteps = len(windows) * len(timesteps)
