@@ -134,6 +134,7 @@ class Mask2IVPipeline(DiffusionPipeline):
         fps: float | None = None,
         num_inference_steps: int | None = None,
         eta: float | None = None,
+        guidance_scale: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         trajectory_only: bool = False,
         output_type: str = 'np',
@@ -156,7 +157,9 @@ class Mask2IVPipeline(DiffusionPipeline):
             'callback_on_step_end': callback_on_step_end,
             'callback_on_step_end_tensor_inputs': callback_on_step_end_tensor_inputs,
         }
-        trajectories = self.trajectory(image, labels, task, goal, **sampling).labels
+        trajectories = self.trajectory(
+            image, labels, task, goal, guidance_scale=guidance_scale, **sampling
+        ).labels
         frames = None
         if not trajectory_only:
             frames = self.video(image, trajectories, output_type=output_type, **sampling).frames

@@ -92,6 +92,7 @@ def generate_plans(
         batch(labels),
         request.task.strip(),
         None if goal is None else batch(goal),
+        guidance_scale=request.guidance_scale,
         callback_on_step_end_tensor_inputs=('pred_original_sample', 'first'),
         **sampling,
     ).labels
