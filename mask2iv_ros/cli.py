@@ -115,6 +115,7 @@ def generate(args: argparse.Namespace) -> None:
         num_inference_steps=args.steps,
         trajectory_only=args.trajectory_only,
         num_frames=args.frames,
+        guidance_scale=args.guidance,
     )
     if args.export and args.trajectory_only:
         raise ValueError('--export needs the video, which --trajectory-only leaves out')
@@ -307,6 +308,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument('--seed', type=int, default=0, help='seed of the first plan')
     sub.add_argument('--steps', type=int, default=0, help='denoising steps a stage; 0: as the model says')
     sub.add_argument('--frames', type=int, default=0, help="length of the plan; 0: the model's")
+    sub.add_argument('--guidance', type=float, default=1.0, help='above 1, text and goal count for more')
     sub.add_argument('--trajectory-only', action='store_true', help='masks only, no video')
     sub.add_argument('--model', default='', help='model folder; empty: the embedded mask2iv-sim')
     sub.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')

@@ -1,4 +1,4 @@
-"""The command line, run as a user runs it: in a process of its own."""
+"""The command line: once as a user runs it, in a process of its own without network, then in this one."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask2iv_ros.cli import build_parser, read_image, read_mask
+from mask2iv_ros.cli import build_parser, main, read_image, read_mask
 from mask2iv_ros.data.episodes import read_clips
 from mask2iv_ros.labels import centroid
 from tiny_model import build_tiny_model
@@ -19,7 +19,7 @@ EXAMPLES = Path(__file__).parents[1] / 'doc' / 'examples'
 IMAGE, MASK, ACTOR = (EXAMPLES / f'drawer{part}.png' for part in ('', '_mask', '_actor'))
 
 
-def mask2iv(*arguments) -> subprocess.CompletedProcess:
+def separate_process(*arguments) -> subprocess.CompletedProcess:
     # A proxy that does not exist makes every look at the network an error.
     offline = dict.fromkeys(('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY'), 'http://127.0.0.1:9')
     return subprocess.run(
@@ -31,6 +31,10 @@ def mask2iv(*arguments) -> subprocess.CompletedProcess:
     )
 
 
+def mask2iv(*arguments) -> int:
+    return main([str(argument) for argument in arguments])
+
+
 @pytest.fixture(scope='module')
 def model(tmp_path_factory) -> Path:
     return build_tiny_model(tmp_path_factory.mktemp('model'))
@@ -39,7 +43,7 @@ def model(tmp_path_factory) -> Path:
 @pytest.fixture(scope='module')
 def generated(model, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp('generated')
-    done = mask2iv(
+    done = separate_process(
         'generate', IMAGE, MASK, '--actor-mask', ACTOR,
         '--task', 'open the drawer', '--model', model, '--samples', 2, '-o', out, '--export', out / 'dataset',
     )  # fmt: skip
@@ -90,37 +94,23 @@ def test_export_is_a_lerobot_dataset_without_invented_actions(generated):
     [
         (['no_such.png', MASK, '--task', 'x'], 'no_such.png'),
         ([IMAGE, MASK], 'task text and goal are both empty'),
-        (
-            [IMAGE, MASK, '--task', 'x', '--model', '/nowhere'],
-            '/nowhere',
-        ),
-        (
-            [IMAGE, MASK, '--goal-pixel', '999', '1'],
-            'outside the 320x240',
-        ),
+        ([IMAGE, MASK, '--task', 'x', '--model', '/nowhere'], '/nowhere'),
+        ([IMAGE, MASK, '--goal-pixel', '999', '1'], 'outside the 320x240'),
     ],
 )
-def test_mistakes_get_one_clear_line(model, tmp_path, arguments, message):
+def test_mistakes_get_one_clear_line(model, tmp_path, capsys, arguments, message):
     if '--model' not in arguments:
         arguments = [*arguments, '--model', model]
-    done = mask2iv('generate', *arguments, '-o', tmp_path)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert 'Traceback' not in done.stderr
+    assert mask2iv('generate', *arguments, '-o', tmp_path) == 1
+    *progress, line = capsys.readouterr().err.splitlines()
+    assert line.startswith('mask2iv: ')
+    assert message in line
+    assert 'Traceback' not in ''.join(progress)
 
 
 def test_the_goal_of_a_plan_is_exported(model, tmp_path):
-    arguments = [
-        IMAGE,
-        MASK,
-        '--goal-pixel',
-        100,
-        150,
-        '--model',
-        model,
-    ]
-    done = mask2iv('generate', *arguments, '-o', tmp_path / 'out', '--export', tmp_path / 'dataset')
-    assert done.returncode == 0, done.stderr
+    goal = ['--goal-pixel', 100, 150, '--model', model, '-o', tmp_path / 'out']
+    assert mask2iv('generate', IMAGE, MASK, *goal, '--export', tmp_path / 'dataset') == 0
     (clip,) = read_clips(tmp_path / 'dataset')
     x, y = centroid(clip.goal == 1)
     assert (round(x), round(y)) == (100, 150)
@@ -128,19 +118,10 @@ def test_the_goal_of_a_plan_is_exported(model, tmp_path):
 
 
 def test_a_second_run_leaves_nothing_of_the_first_and_nothing_of_others(model, tmp_path):
-    arguments = [
-        IMAGE,
-        MASK,
-        '--task',
-        'x',
-        '--model',
-        model,
-        '-o',
-        tmp_path,
-    ]
+    arguments = [IMAGE, MASK, '--task', 'x', '--model', model, '-o', tmp_path]
     (tmp_path / 'plan_b').mkdir()
-    assert mask2iv('generate', *arguments, '--samples', 2).returncode == 0
-    assert mask2iv('generate', *arguments, '--trajectory-only').returncode == 0
+    assert mask2iv('generate', *arguments, '--samples', 2) == 0
+    assert mask2iv('generate', *arguments, '--trajectory-only') == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ['plan_0', 'plan_b']
     assert not (tmp_path / 'plan_0/video.mp4').exists()
 
@@ -180,9 +161,8 @@ def test_every_command_explains_every_argument():
         assert all(action.help for action in command._actions)
 
 
-def test_converting_something_else_is_an_error_that_names_the_file(tmp_path):
+def test_converting_something_else_is_an_error_that_names_the_file(tmp_path, capsys):
     (tmp_path / 'x.ckpt').write_bytes(b'not a checkpoint')
-    done = mask2iv('convert', tmp_path / 'x.ckpt', tmp_path / 'out')
-    assert done.returncode == 1
-    assert 'x.ckpt' in done.stderr
-    assert 'Traceback' not in done.stderr
+    assert mask2iv('convert', tmp_path / 'x.ckpt', tmp_path / 'out') == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'x.ckpt' in line

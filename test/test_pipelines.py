@@ -96,6 +96,21 @@ def test_text_and_goal_both_change_the_answer(pipeline, scene):
             assert not torch.equal(latents[i], latents[j])
 
 
+def test_guidance_goes_on_from_the_prediction_without_text_and_goal(pipeline, scene):
+    noise = torch.randn(1, 4, 8, 4, 6, generator=seeded())
+    goal = np.roll(scene['labels'], 8, axis=-1)
+
+    def latents(task: str, goal: np.ndarray | None, scale: float) -> torch.Tensor:
+        options = {'num_inference_steps': 1, 'eta': 0.0, 'output_type': 'latent', 'latents': noise}
+        return pipeline.trajectory(**scene, task=task, goal=goal, guidance_scale=scale, **options).labels
+
+    plain, without = latents('open', goal, 1.0), latents('', None, 1.0)
+    torch.testing.assert_close(latents('open', goal, 0.0), without, rtol=1e-3, atol=1e-3)
+    guided = without + 3 * (plain - without)
+    torch.testing.assert_close(latents('open', goal, 3.0), guided, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(plain, without)
+
+
 def test_save_and_load_gives_the_same_answers(pipeline, scene, tmp_path, monkeypatch):
     warnings = []
     monkeypatch.setattr(pipeline_utils.logger, 'warning', warnings.append)

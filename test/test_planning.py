@@ -11,7 +11,15 @@ from mask2iv_ros import labels as lb
 from mask2iv_ros.clip import Camera
 from mask2iv_ros.framing import Framing
 from mask2iv_ros.planning import generate
-from mask2iv_ros.planning.generate import Cancelled, find_contact, generate_plans, score_trajectory
+from mask2iv_ros.planning.generate import (
+    AGREEMENT,
+    PERMANENCE,
+    Cancelled,
+    find_contact,
+    generate_plans,
+    object_permanence,
+    sample_agreement,
+)
 from mask2iv_ros.planning.path import lift_path
 from mask2iv_ros.planning.request import GenerationRequest, InvalidRequest, Plan, move_mask, plan_to_clip
 from tiny_model import build_tiny_pipeline
@@ -45,6 +53,7 @@ def test_plan_has_the_pixel_frame_of_the_image(pipeline, size):
     np.testing.assert_array_equal(plan.labels[0], lb.combine_masks(asked.object_mask, asked.actor_mask))
     assert set(plan.timings) == {'preprocess', 'trajectory', 'video', 'postprocess'}
     assert 0 <= plan.score <= 1
+    assert plan.score_meaning == PERMANENCE
 
 
 def test_a_long_plan_takes_the_same_time_with_more_frames(pipeline):
@@ -69,8 +78,7 @@ def test_trajectory_only_has_no_video(pipeline):
 
 
 def test_samples_have_their_own_seeds_and_come_best_first(pipeline, monkeypatch):
-    scores = iter([0.2, 0.9, 0.5])
-    monkeypatch.setattr(generate, 'score_trajectory', lambda labels: next(scores))
+    monkeypatch.setattr(generate, 'sample_agreement', lambda labels: np.array([0.2, 0.9, 0.5]))
     plans = generate_plans(pipeline, request(num_samples=3, seed=7, trajectory_only=True))
     assert [(plan.seed, plan.score) for plan in plans] == [(8, 0.9), (9, 0.5), (7, 0.2)]
 
@@ -225,12 +233,23 @@ def test_goal_pixel_moves_the_mask_there():
     assert moved.sum() == mask.sum()
 
 
+def test_samples_that_agree_score_higher(pipeline):
+    samples = np.zeros((3, 4, 20, 20), np.uint8)
+    samples[:2, :, 5:15, 5:15] = lb.OBJECT
+    samples[2, :, 5:15, 10:20] = lb.OBJECT  # half of it elsewhere: IoU 1/3
+    np.testing.assert_allclose(sample_agreement(samples), [2 / 3, 2 / 3, 1 / 3])
+    samples[:, 2:] = 0  # lost by all: they agree on something wrong
+    assert sample_agreement(samples)[0] == pytest.approx(2 / 9)
+    plans = generate_plans(pipeline, request(num_samples=2))
+    assert {plan.score_meaning for plan in plans} == {AGREEMENT}
+
+
 def test_score_drops_when_the_object_vanishes():
     labels = np.zeros((5, 10, 10), np.uint8)
     labels[:, 2:6, 2:6] = lb.OBJECT
-    assert score_trajectory(labels) == 1
+    assert object_permanence(labels) == 1
     labels[3:] = 0
-    assert score_trajectory(labels) == 0.5
+    assert object_permanence(labels) == 0.5
 
 
 class TestLiftPath:

@@ -92,7 +92,7 @@ def table(header: str) -> dict[str, list[float]]:
 
 
 def test_quality_tables_are_those_of_the_result_file():
-    summary = json.loads((ROOT / 'benchmarks/results/simulated_quality.json').read_text())['summary']
+    summary = json.loads((ROOT / 'benchmarks/results/simulated_quality/test.json').read_text())['summary']
     means = {row: {name: value['mean'] for name, value in values.items()}
              for row, values in summary['all clips'].items()}  # fmt: skip
     rows = {

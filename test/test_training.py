@@ -220,7 +220,8 @@ from mask2iv_ros.training.trainer import Schedule, Trainer
 state = PartialState(cpu=True)
 folder = Path(sys.argv[1])
 torch.manual_seed(0)
-trainer = Trainer(torch.nn.Linear(4, 2), folder, Schedule(9, 0.05, gradient_accumulation_steps=2))
+schedule = Schedule(9, 0.05, ema_decay=None, gradient_accumulation_steps=2)
+trainer = Trainer(torch.nn.Linear(4, 2), folder, schedule)
 drawn = []
 
 def loss_at(generator):

@@ -188,6 +188,10 @@ class TestConditions:
             rtol=0,
         )
         assert (drawn.text | drawn.goal).all()
+        neither = self.draw(text_only=0.3, goal_only=0.2, neither=0.1)
+        shares = [~neither.goal, ~neither.text, ~neither.goal & ~neither.text]
+        means = torch.stack(shares).float().mean(dim=1)
+        torch.testing.assert_close(means, torch.tensor([0.4, 0.3, 0.1]), atol=0.02, rtol=0)
 
     def test_the_papers_two_modes(self):
         text = self.draw(text_only=1, goal_only=0)

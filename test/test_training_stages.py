@@ -10,20 +10,21 @@ import pytest
 import torch
 import yaml
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_training import moving_clip
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.cli import main
 from mask2iv_ros.data.lerobot import LeRobotClipWriter
 from mask2iv_ros.models.resampler import Resampler
 from mask2iv_ros.models.unet import DynamiCrafterUNet
-from mask2iv_ros.pipelines.components import image_features
+from mask2iv_ros.pipelines.components import encode_text, image_features
+from mask2iv_ros.pipelines.conversion import convert_checkpoint
 from mask2iv_ros.pipelines.loading import load_pipeline
 from mask2iv_ros.training import trainer as trainer_module
 from mask2iv_ros.training.recipe import Recipe
 from mask2iv_ros.training.trained_parts import StageModel, count_trained, merge_adapter, select_trained
+from tiny_checkpoint import tiny_checkpoint
 from tiny_model import build_tiny_pipeline
 
 CONFIGS = Path(__file__).parents[1] / 'config' / 'train'
@@ -301,35 +302,50 @@ class TestTrajectoryInputs:
         assert (first - target[:, :, 0]).abs().max() > 0.01
 
 
+@pytest.fixture(scope='module')
+def dynamicrafter(tmp_path_factory) -> Path:
+    """A tiny DynamiCrafter checkpoint, converted: where the paper's training starts."""
+    folder = tmp_path_factory.mktemp('dynamicrafter')
+    save_file(tiny_checkpoint(in_channels=8), folder / 'model.safetensors')
+    convert_checkpoint(folder / 'model.safetensors', folder / 'model', sample_size=(32, 48))
+    return folder / 'model'
+
+
+@pytest.mark.parametrize('name', ['bridge_trajectory', 'hoi4d_video'])
+def test_the_papers_recipe_trains_a_converted_dynamicrafter(name, tmp_path, data, dynamicrafter):
+    config = yaml.safe_load((CONFIGS / f'{name}.yaml').read_text())
+    stage = name.split('_')[1]
+    config['validation'] |= {'clips': 1, 'num_inference_steps': 1}
+    config['sample_size'] = [32, 48]
+    config[stage]['schedule'] |= {'steps': 1, 'gradient_accumulation_steps': 2, 'learning_rate': 1e-3}
+    (tmp_path / 'config.yaml').write_text(yaml.safe_dump(config))
+    recipe = Recipe(tmp_path / 'config.yaml', data, tmp_path / 'run', dynamicrafter)
+    assert recipe.train(stage)
+    model = recipe.assemble()
+    before, after = digests(dynamicrafter), digests(model)
+    changed = {Path(path).parts[0] for path in before | after if before.get(path) != after.get(path)}
+    assert changed == {f'{stage}_unet', f'{stage}_image_projector', 'model_index.json'}
+    pipeline = load_pipeline(model, 'cpu')
+    unet = getattr(pipeline, f'{stage}_unet')
+    assert unet.conv_in.weight[:, 8:].any()  # what the checkpoint did not have
+    assert list(pipeline.config.sample_size) == [32, 48]
+
+
 class TestFrozenNetworks:
-    def test_an_image_encoder_runs_once_a_clip(self, tmp_path, data, init):
-        torch.manual_seed(0)
-        config = CLIPVisionConfig(
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=16,
-            patch_size=8,
-        )
-        whole = load_pipeline(init, 'cpu')
-        unet = DynamiCrafterUNet(**UNET)
-        projector = Resampler(**PROJECTOR | {'embedding_dim': 16})
-        whole.register_modules(
-            image_encoder=CLIPVisionModel(config).eval(),
-            feature_extractor=CLIPImageProcessor(size={'shortest_edge': 16}, crop_size=16),
-            trajectory_unet=unet,
-            trajectory_image_projector=projector,
-        )
-        whole.save_pretrained(tmp_path / 'clip')
-        recipe = make_recipe(tmp_path, data, tmp_path / 'clip', schedule={'steps': 1})
-        stage = recipe.stage_trainer('trajectory')
-        assert stage.features.shape == (4, 5, 16)  # 2 x 2 patches and the class
+    def test_an_image_encoder_runs_once_a_clip(self, tmp_path, data, dynamicrafter):
+        stage = make_recipe(tmp_path, data, dynamicrafter).stage_trainer('trajectory')
+        frames = np.array(stage.arrays.frames[2, :1])
         with torch.no_grad():
-            tokens = image_features(whole, np.array(recipe.arrays('train').frames[2, :1]), None)
+            tokens = image_features(stage.pipeline, frames, None)
         np.testing.assert_allclose(stage.features[2], tokens[0], atol=1e-2)
-        assert stage.run(recipe.arrays('val'), validation=recipe.validation)
-        assert (recipe.assemble() / 'image_encoder').is_dir()
+        assert stage.features.shape == (4, *tokens.shape[1:])
+
+    def test_texts_are_encoded_once_each(self, tmp_path, data, dynamicrafter):
+        stage = make_recipe(tmp_path, data, dynamicrafter).stage_trainer('trajectory')
+        assert len(stage.texts) == 3  # '' and two tasks
+        with torch.no_grad():
+            expected = encode_text(stage.pipeline, [stage.arrays.tasks[1]])[0]
+        np.testing.assert_allclose(stage.texts[stage.text_index[1]], expected, atol=1e-5)
 
     def test_a_checkpoint_does_not_go_on_over_other_frozen_weights(self, tmp_path, data, init):
         recipe = make_recipe(tmp_path, data, init, trained='spatial')

@@ -223,7 +223,7 @@ def draw(report: dict, path: Path) -> None:
     for i, (model, kinds) in enumerate(report['texts'].items()):
         bars = {kind: scores['object_same'] for kind, scores in kinds.items() if 'object_same' in scores}
         shades = [COLOURS[i % len(COLOURS)]] * len(bars)
-        panels.append((f'{model}: IoU with masks of own text', bars, shades))
+        panels.append((f'{model}: IoU with own text', bars, shades))
     tasks = report['tasks'] if 1 < len(report['tasks']) <= FIGURE_TASKS else {}
     lines = -(-len(panels) // 3)
     longest = max(len(bars) for _, bars, _ in panels)

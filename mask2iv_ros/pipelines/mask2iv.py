@@ -155,6 +155,7 @@ class Mask2IVPipeline(DiffusionPipeline):
         fps: float | None = None,
         num_inference_steps: int | None = None,
         eta: float | None = None,
+        guidance_scale: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         trajectory_only: bool = False,
         output_type: str = 'np',
@@ -180,7 +181,9 @@ class Mask2IVPipeline(DiffusionPipeline):
         }
         trajectories = frames = None
         if trajectory_only or not self.is_one_stage:
-            trajectories = self.trajectory(image, labels, task, goal, **sampling).labels
+            trajectories = self.trajectory(
+                image, labels, task, goal, guidance_scale=guidance_scale, **sampling
+            ).labels
         if not trajectory_only:
             frames = self.video(image, trajectories, task, output_type=output_type, **sampling).frames
         self.maybe_free_model_hooks()

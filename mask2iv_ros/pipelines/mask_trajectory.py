@@ -143,6 +143,7 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
         fps: float | None = None,
         num_inference_steps: int | None = None,
         eta: float | None = None,
+        guidance_scale: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = 'np',
@@ -158,6 +159,9 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
             labels: (B, H, W) uint8 first label images.
             task: what to do, one text or one an image; '' if only the goal says it.
             goal: (B, H, W) uint8 label images of where the object ends, or None.
+            guidance_scale: above 1, text and goal count for more, at twice the time (classifier-free
+                guidance, arXiv 2207.12598). For checkpoints that have seen samples with neither; 1 is none,
+                as in the paper.
             latents: (B, C, T, h, w) starting noise, or None to draw it from `generator`.
             output_type: 'np' for uint8 arrays (diffusers' own 'np' is float 0..1), or 'latent' for what the
                 UNet predicts.
@@ -183,14 +187,18 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
         text_tokens = encode_text(self, tasks).to(self.unet.dtype)
         image_tokens = encode_first_frame(self, image, image_latents)
         dtype = self.unet.dtype
-        condition = torch.cat(
-            [
-                trajectory_condition(first, goal_latents, num_frames),
-                image_latents.unsqueeze(2).expand(-1, -1, num_frames, -1, -1),
-            ],
-            dim=1,
-        ).to(dtype)
+        frames = image_latents.unsqueeze(2).expand(-1, -1, num_frames, -1, -1)
+        condition = torch.cat([trajectory_condition(first, goal_latents, num_frames), frames], dim=1)
         fps_condition = torch.full((len(image),), round(fps or self.config.fps), device=device)
+        is_guided = guidance_scale != 1
+        if is_guided:  # the first half of the batch sees neither text nor goal
+            without = torch.cat([trajectory_condition(first, None, num_frames), frames], dim=1)
+            condition = torch.cat([without, condition])
+            no_text = encode_text(self, [''] * len(image)).to(self.unet.dtype)
+            text_tokens = torch.cat([no_text, text_tokens])
+            fps_condition = fps_condition.repeat(2)
+            image_tokens = None if image_tokens is None else image_tokens.repeat(2, 1, 1)
+        condition = condition.to(dtype)
 
         # 3. Timesteps and noise
         self.scheduler.set_timesteps(num_inference_steps or self.config.num_inference_steps, device=device)
@@ -204,8 +212,12 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
         eta = self.config.eta if eta is None else eta
         with self.progress_bar(total=self.num_timesteps) as progress_bar:
             for step, t in enumerate(self.scheduler.timesteps):
-                model_input = torch.cat([latents.to(dtype), condition], dim=1)
+                model_input = torch.cat([latents] * 2) if is_guided else latents
+                model_input = torch.cat([model_input.to(dtype), condition], dim=1)
                 velocity = self.unet(model_input, t, text_tokens, image_tokens, fps_condition).sample
+                if is_guided:
+                    unguided, velocity = velocity.chunk(2)
+                    velocity = unguided + guidance_scale * (velocity - unguided)
                 result = self.scheduler.step(velocity.float(), t, latents, eta=eta, generator=generator)
                 latents, pred_original_sample = result.prev_sample, result.pred_original_sample
                 if callback_on_step_end is not None:

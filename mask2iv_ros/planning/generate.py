@@ -5,6 +5,7 @@ This is the one road to the model for the node and `mask2iv generate`.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 
@@ -21,9 +22,11 @@ from mask2iv_ros.planning.request import GenerationRequest, InvalidRequest, Plan
 #: label images as the model sees them at that step (first sample, model resolution; None in stage 2).
 ProgressCallback = Callable[[str, int, int, np.ndarray | None], None]
 
-SCORE_MEANING = (
+#: What the score of a plan means: alone, and beside other samples of the same request.
+PERMANENCE = (
     'share of predicted frames in which the object is visible with 0.5 to 2 times its observed area, in 0..1'
 )
+AGREEMENT = "mean IoU of the object's masks with those of the request's other samples, in 0..1"
 
 
 class Cancelled(Exception):  # noqa: N818 - raised on purpose, not an error
@@ -92,6 +95,7 @@ def generate_plans(
         batch(labels),
         request.task.strip(),
         None if goal is None else batch(goal),
+        guidance_scale=request.guidance_scale,
         callback_on_step_end_tensor_inputs=('pred_original_sample', 'first'),
         **sampling,
     ).labels
@@ -105,6 +109,8 @@ def generate_plans(
 
     mark = time.perf_counter()
     plans = []
+    meaning = PERMANENCE if count == 1 else AGREEMENT
+    scores = [object_permanence(trajectories[0])] if count == 1 else sample_agreement(trajectories)
     for i, trajectory in enumerate(trajectories):
         restored = framing.restore_labels(trajectory)
         restored[0] = request.labels
@@ -120,8 +126,8 @@ def generate_plans(
                 task=request.task,
                 seed=request.seed + i,
                 model_name=pipeline.config.name,
-                score=score_trajectory(trajectory),
-                score_meaning=SCORE_MEANING,
+                score=float(scores[i]),
+                score_meaning=meaning,
                 contact_frame=contact_frame,
                 contact_pixel=contact_pixel,
                 fps=pipeline.config.fps * (num_frames - 1) / (pipeline.config.num_frames - 1),
@@ -132,8 +138,23 @@ def generate_plans(
     return sorted(plans, key=lambda plan: -plan.score)
 
 
-def score_trajectory(labels: np.ndarray) -> float:
-    """Object permanence of (T, H, W) labels: see `SCORE_MEANING`."""
+def sample_agreement(samples: np.ndarray) -> np.ndarray:
+    """(S,) mean IoU of the object in frames 1.. of each of (S, T, H, W) labels with the S - 1 others.
+
+    What most samples predict is most likely right: over clips it ranks as the IoU with the truth does
+    (`benchmarks/score_ranking.py`).
+    """
+    objects = ((samples == lb.OBJECT) | (samples == lb.PART))[:, 1:]
+    agreement = np.zeros((len(samples), len(samples)))
+    for i, j in itertools.combinations(range(len(samples)), 2):
+        ious = [lb.iou(a, b) for a, b in zip(objects[i], objects[j], strict=True)]
+        # Where both lost the object they agree, on something wrong.
+        agreement[i, j] = agreement[j, i] = np.nan_to_num(ious).mean()
+    return agreement.sum(axis=1) / (len(samples) - 1)
+
+
+def object_permanence(labels: np.ndarray) -> float:
+    """Score of (T, H, W) labels alone: see `PERMANENCE`."""
     areas = ((labels == lb.OBJECT) | (labels == lb.PART)).sum(axis=(1, 2))
     ratio = areas[1:] / areas[0]
     return float(((ratio >= 0.5) & (ratio <= 2)).mean())

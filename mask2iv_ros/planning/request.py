@@ -41,6 +41,7 @@ class GenerationRequest:
         trajectory_only: leave out stage 2.
         num_frames: length of the plan; 0 for the model's. With more, masks are interpolated between the
             model's frames, and the video is made for all of them.
+        guidance_scale: see `MaskTrajectoryPipeline`; 1 for none.
     """
 
     frame: np.ndarray
@@ -54,6 +55,7 @@ class GenerationRequest:
     num_inference_steps: int = 0
     trajectory_only: bool = False
     num_frames: int = 0
+    guidance_scale: float = 1.0
 
     @property
     def labels(self) -> np.ndarray:

@@ -23,6 +23,7 @@ class ConditionShares:
             position mode `goal_only` 1.
         goal_box, goal_point: of the samples with a goal: it is a filled box, or a pixel; the others see the
             object's mask at the end, as in the paper.
+        neither: of all samples: no text and no goal, which guidance at inference needs.
         no_actor: of all samples: the first masks do not show the actor, which is there and will move.
     """
 
@@ -31,14 +32,15 @@ class ConditionShares:
     goal_box: float = 0.2
     goal_point: float = 0.3
     no_actor: float = 0.1
+    neither: float = 0.0
 
     def __post_init__(self):
         shares = vars(self).values()
-        sums = self.text_only + self.goal_only, self.goal_box + self.goal_point, self.no_actor
+        sums = self.text_only + self.goal_only + self.neither, self.goal_box + self.goal_point, self.no_actor
         if min(shares) < 0 or max(sums) > 1 + 1e-9:
             raise ValueError(
-                'conditions: expected shares of at least 0, text_only + goal_only, goal_box + goal_point and '
-                f'no_actor each at most 1, got {self}'
+                'conditions: expected shares of at least 0, text_only + goal_only + neither, goal_box + '
+                f'goal_point and no_actor each at most 1, got {self}'
             )
 
 
@@ -60,12 +62,13 @@ def draw_conditions(
 ) -> Conditions:
     """Draw for a batch of which only the samples `has_goal` (B,) bool have a goal; the others see text."""
     mode, form, actor = torch.rand(3, len(has_goal), generator=generator)
-    text_only = (mode < shares.text_only) | ~has_goal
+    neither = mode >= 1 - shares.neither
+    text_only = ((mode < shares.text_only) | ~has_goal) & ~neither
     goal_only = ~text_only & (mode < shares.text_only + shares.goal_only)
     is_point = (form >= shares.goal_box) & (form < shares.goal_box + shares.goal_point)
     return Conditions(
-        text=~goal_only,
-        goal=~text_only,
+        text=~goal_only & ~neither,
+        goal=~text_only & ~neither,
         goal_form=(form < shares.goal_box).long() + 2 * is_point.long(),
         actor=actor >= shares.no_actor,
     )

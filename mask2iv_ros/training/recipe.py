@@ -262,7 +262,8 @@ class Recipe:
         """A stage, float32 on the CPU, over the frozen networks of `init` or of this run."""
         if self.init:
             left_out = {f'{name}_{network}': None for name in STAGES for network in STAGES[name].networks}
-            whole = Mask2IVPipeline.from_pretrained(self.init, local_files_only=True, **left_out)
+            safe = {'local_files_only': True, 'use_safetensors': True}
+            whole = Mask2IVPipeline.from_pretrained(self.init, **safe, **left_out)
             names = ('vae', 'scheduler', 'text_encoder', 'tokenizer', 'image_encoder', 'feature_extractor')
             frozen = {name: getattr(whole, name) for name in names}
         else:
@@ -295,7 +296,7 @@ class Recipe:
             networks[name] = index.get(f'{stage}_{name}', default)
         for name, network in STAGES[stage].networks.items():
             if (self.init / f'{stage}_{name}').is_dir():
-                networks[name] = network.from_pretrained(self.init / f'{stage}_{name}')
+                networks[name] = network.from_pretrained(self.init / f'{stage}_{name}', use_safetensors=True)
         if 'unet' not in networks:
             raise ValueError(f'{self.init}: has no {stage} stage to start from')
         return networks

@@ -17,7 +17,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, ProjectConfiguration
-from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
@@ -111,6 +110,8 @@ class Trainer:
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.ema = None
         if schedule.ema_decay is not None:
+            from diffusers.training_utils import EMAModel  # takes seconds: it imports all models of diffusers
+
             self.ema = EMAModel(
                 self._trained().values(), decay=schedule.ema_decay, use_ema_warmup=True, power=0.75
             )
