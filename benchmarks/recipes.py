@@ -146,11 +146,13 @@ class Benchmark:
         write(scratch / 'config.yaml', WARM_STEPS)
         recipe = self._recipe(name, scratch / 'config.yaml', scratch)
         stage = recipe.stage_trainer(training.stage)
-        stage.trainer.run(stage.loss_at)
-        warm = stage.trainer.seconds
-        stage.trainer.schedule.steps += TIMED_STEPS
-        stage.trainer.run(stage.loss_at)
-        seconds = (stage.trainer.seconds - warm) / TIMED_STEPS
+        seconds = []
+        for steps in (WARM_STEPS, WARM_STEPS + TIMED_STEPS):
+            stage.trainer.schedule.steps = steps
+            if not stage.trainer.run(stage.loss_at):
+                raise SystemExit(f'{name}: stopped; the same command goes on')
+            seconds.append(stage.trainer.seconds)
+        seconds = (seconds[1] - seconds[0]) / TIMED_STEPS
         budget = 60 * self.minutes * training.share - recipe.prediction_seconds
         write(config, max(1, round(budget / seconds)))
         model = stage.trainer.accelerator.unwrap_model(stage.trainer.model)
