@@ -379,7 +379,7 @@ class TestConfigurations:
         assert not options.residual
         assert not options.weigh_vacated
         if name.endswith('trajectory'):
-            mode = {'text_only': 0.0, 'goal_only': 0.0, 'goal_box': 0.0, 'goal_point': 0.0, 'no_actor': 0.0}
+            mode = dict.fromkeys(asdict(options.conditions), 0.0)
             mode |= {'goal_only': 1.0} if name.startswith('bridge') else {'text_only': 1.0}
             assert asdict(options.conditions) == mode
             assert options.foreground_weight == 5
