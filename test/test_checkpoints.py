@@ -129,7 +129,7 @@ def test_channel_order_is_that_of_the_stage(pipeline, stage, order):
         picture = torch.from_numpy(pixels[name]).movedim(-1, 1).float() / 127.5 - 1
         with torch.no_grad():
             latent = pipeline.vae.encode(picture).latent_dist.mode() * 0.18215
-        torch.testing.assert_close(channels[:, :, 5], latent)
+        torch.testing.assert_close(channels[:, :, 5], latent, atol=1e-3, rtol=0)  # of another batch size
 
 
 def test_every_key_is_accounted_for(converted):
