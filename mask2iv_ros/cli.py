@@ -307,8 +307,15 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument('--samples', type=int, default=1, help='plans to draw')
     sub.add_argument('--seed', type=int, default=0, help='seed of the first plan')
     sub.add_argument('--steps', type=int, default=0, help='denoising steps a stage; 0: as the model says')
-    sub.add_argument('--frames', type=int, default=0, help="length of the plan; 0: the model's")
-    sub.add_argument('--guidance', type=float, default=1.0, help='above 1, text and goal count for more')
+    sub.add_argument(
+        '--frames', type=int, default=0, help="frames of the plan, finer in time; 0: the model's"
+    )
+    sub.add_argument(
+        '--guidance',
+        type=float,
+        default=1.0,
+        help='above 1, text and goal count for more; not for mask2iv-sim, which was not trained for it',
+    )
     sub.add_argument('--trajectory-only', action='store_true', help='masks only, no video')
     sub.add_argument('--model', default='', help='model folder; empty: the embedded mask2iv-sim')
     sub.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
@@ -408,7 +415,9 @@ def build_parser() -> argparse.ArgumentParser:
         help='models to compare; without it the embedded mask2iv-sim',
     )
     sub.add_argument(
-        '--split', nargs='+', help='splits, each reported on its own; all test splits if left out'
+        '--split',
+        nargs='+',
+        help='splits, each reported on its own; all test splits if left out; one dataset has test and all',
     )
     sub.add_argument('--clips', type=int, default=64, help='first clips of each split; 0: all')
     sub.add_argument('--camera', help='camera to see through; the first of each episode if left out')

@@ -13,6 +13,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 from mask2iv_ros import labels as lb
 from mask2iv_ros.cli import main
 from mask2iv_ros.clip import InteractionClip
+from mask2iv_ros.data.episodes import open_dataset
 from mask2iv_ros.data.lerobot import LeRobotClipWriter
 from mask2iv_ros.data.metaworld_tasks import TASKS
 from mask2iv_ros.data.paper_benchmarks import prepare_bridge
@@ -171,6 +172,19 @@ def test_models_are_compared_at_one_size(data, model, extractors, tmp_path):
     assert set(report['texts']) == {'small', 'large'}
 
 
+def test_one_dataset_is_tested_on_what_training_leaves_out(tmp_path):
+    with LeRobotClipWriter(tmp_path / 'data') as writer:
+        for i in range(12):
+            writer.add(moving_clip(i))
+    ((name, test),) = open_splits(tmp_path / 'data').items()
+    assert name == 'test'
+    assert [test.episode(i).name for i in range(len(test))] == ['episode_000000', 'episode_000010']
+    np.testing.assert_array_equal(test.read(1).labels, open_dataset(tmp_path / 'data').read(10).labels)
+    assert len(open_splits(tmp_path / 'data', ['all'])['all']) == 12
+    with pytest.raises(ValueError, match='no split val; it has test and all'):
+        open_splits(tmp_path / 'data', ['val'])
+
+
 def test_a_clip_without_object_is_skipped_and_listed(model, extractors, tmp_path):
     clips = [moving_clip(0), moving_clip(1)]
     clips[0].labels[0][clips[0].labels[0] == lb.OBJECT] = lb.BACKGROUND
@@ -178,9 +192,7 @@ def test_a_clip_without_object_is_skipped_and_listed(model, extractors, tmp_path
         for clip in clips:
             writer.add(clip)
     work = evaluation(model, extractors, tmp_path / 'out', trajectory_only=True, text_clips=0)
-    ((name, reader),) = open_splits(tmp_path / 'data').items()
-    report = work.run(reader, name)
-    assert name == 'data'
+    report = work.run(open_splits(tmp_path / 'data', ['all'])['all'], 'all')
     assert report['clips'] == 1
     assert report['skipped'] == ['clip 0: no object in the first frame']
 

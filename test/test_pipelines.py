@@ -196,20 +196,25 @@ def test_callback_sees_every_step_of_both_stages(pipeline, scene):
     assert calls == [('trajectory', 0), ('trajectory', 1), ('video', 0), ('video', 1)]
 
 
-@pytest.mark.parametrize(('length', 'size', 'overlap'), [(16, 16, 3), (17, 16, 3), (48, 16, 3), (96, 8, 0)])
-def test_windows_make_every_frame_once_and_start_from_the_observation(length, size, overlap):
-    windows = anchored_windows(length, size, overlap)
+@pytest.mark.parametrize(('length', 'size'), [(16, 16), (17, 16), (48, 16), (96, 16), (40, 4), (3, 3)])
+def test_windows_make_every_frame_once_between_frames_that_are_there(length, size):
+    windows = anchored_windows(length, size)
     made = np.concatenate([frames[~known] for frames, known in windows])
     assert sorted(made) == list(range(length))
     first, known = windows[0]
     assert (first[0], first[-1]) == (0, length - 1)
     assert not known.any()
+    done = set(first)
     for frames, known in windows[1:]:
         assert len(frames) == size
         assert (np.diff(frames) > 0).all()
         assert frames[0] == 0
         assert known[0]
-        assert known.sum() > overlap
+        assert known[-1]
+        assert known[1] or frames[1] == 1
+        inside = done & set(range(frames[1], frames[-2] + 1))
+        assert inside <= set(frames[known])  # none is passed over
+        done |= set(frames)
 
 
 def test_noise_between_key_frames_keeps_its_variance_and_turns_slowly():
@@ -221,10 +226,10 @@ def test_noise_between_key_frames_keeps_its_variance_and_turns_slowly():
     assert neighbours.min() > 0.6
 
 
-@pytest.mark.parametrize(('length', 'overlap'), [(15, 3), (48, 15)])
-def test_windows_that_cannot_be_are_refused(length, overlap):
-    with pytest.raises(ValueError, match='expected at least 16 frames and an overlap of 0 to 14'):
-        anchored_windows(length, 16, overlap)
+@pytest.mark.parametrize(('length', 'size'), [(15, 16), (4, 3)])
+def test_windows_that_cannot_be_are_refused(length, size):
+    with pytest.raises(ValueError, match=f'expected {size} frames.*, got {length}'):
+        anchored_windows(length, size)
 
 
 @pytest.mark.parametrize('residual_scale', [None, 2.0])
@@ -243,8 +248,10 @@ def test_a_long_clip_begins_as_its_key_frames_and_counts_all_steps(pipeline, sce
         callback_on_step_end=lambda pipe, step, *_: calls.append((step, pipe.num_timesteps)),
     ).frames
     assert frames.shape == (1, 20, *scene['image'].shape[1:])
-    assert calls == [(step, 8) for step in range(8)]  # four windows of two steps
-    keys, _ = anchored_windows(20, 8)[0]
+    windows = anchored_windows(20, 8)
+    total = 2 * len(windows)
+    assert calls == [(step, total) for step in range(total)]
+    keys, _ = windows[0]
     short = stage(scene['image'], labels[:, keys], latents=noise[:, :, keys], eta=0.0).frames
     assert np.abs(frames[:, keys].astype(int) - short).max() <= 1
 

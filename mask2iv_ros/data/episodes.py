@@ -130,6 +130,25 @@ class EpisodeReader(ABC):
         return self.episode(index)
 
 
+class Subset(EpisodeReader):
+    """Some episodes of a reader, as a dataset of their own."""
+
+    def __init__(self, reader: EpisodeReader, episodes: Sequence[int]):
+        self.path, self.reader, self.episodes = reader.path, reader, list(episodes)
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def episode(self, index: int) -> Episode:
+        return self.reader.episode(self.episodes[index])
+
+    def _read(self, index: int, episode: Episode, frames: np.ndarray, camera: str) -> InteractionClip:
+        return self.reader._read(self.episodes[index], episode, frames, camera)
+
+
+#: One of so many episodes of a dataset that has no splits is for tests, beginning with the first.
+TEST_PERIOD = 10
+
 #: Chooses frames of an episode: one index array for each clip wanted (see `mask2iv_ros.data.sampling`).
 Sampler = Callable[[Episode], Iterable[Sequence[int] | None]]
 

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import ConfigMixin
 from tqdm import tqdm
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.clip import InteractionClip
-from mask2iv_ros.data.episodes import BadEpisode, EpisodeReader, open_dataset
+from mask2iv_ros.data.episodes import TEST_PERIOD, BadEpisode, EpisodeReader, Subset, open_dataset
 from mask2iv_ros.data.sampling import spread_frames
 from mask2iv_ros.evaluation import metrics, texts
 from mask2iv_ros.evaluation.extractors import Extractors
@@ -87,17 +88,19 @@ def open_splits(data: Path, splits: list[str] | None = None) -> dict[str, Episod
     """Readers of the splits of `data` by name.
 
     `data` is a folder of datasets, of which `splits` (None: those of `SPLITS` that are there) are taken; or
-    a benchmark that `mask2iv prepare` made, whose `test` is the default; or one dataset, taken whole.
+    a benchmark that `mask2iv prepare` made, whose `test` is the default; or one dataset, of which `test` (the
+    default) are the episodes that training leaves out, and `all` is the whole.
     """
     if (data / 'manifest.json').is_file():
         return {split: open_dataset(data, split=split) for split in splits or ('test',)}
-    if splits:
-        return {
-            split: open_dataset(data / split) if (data / split).is_dir() else open_dataset(data, split=split)
-            for split in splits
-        }
-    found = {split: open_dataset(data / split) for split in SPLITS if (data / split).is_dir()}
-    return found or {data.resolve().stem: open_dataset(data)}
+    found = [split for split in SPLITS if (data / split).is_dir()]
+    if not found and not any((data / split).is_dir() for split in splits or ()):
+        reader = open_dataset(data)
+        parts = {'test': Subset(reader, range(0, len(reader), TEST_PERIOD)), 'all': reader}
+        if unknown := set(splits or ()) - set(parts):
+            raise ValueError(f'{data}: no split {", ".join(sorted(unknown))}; it has test and all')
+        return {split: parts[split] for split in splits or ('test',)}
+    return {split: open_dataset(data / split) for split in splits or found}
 
 
 class Evaluation:
@@ -141,7 +144,9 @@ class Evaluation:
         count = min(clips or len(reader), len(reader))
         if not count:
             raise ValueError(f'{reader.path}: there is no episode to evaluate')
-        header = json.loads(json.dumps({**self.header, 'data': reader.path.resolve().name}))
+        place = str(reader.path.resolve())  # of which no report needs to know more than the name
+        facts = {'data': Path(place).name, 'data_id': hashlib.sha256(place.encode()).hexdigest()[:8]}
+        header = json.loads(json.dumps({**self.header, **facts, 'episodes': len(reader)}))
         journal = self.out / f'{split}.clips.jsonl'
         results = self._resume(journal, header)
         scored = next((i for i, result in enumerate(results) if 'digest' in result), None)
@@ -409,12 +414,17 @@ def _mean(values: list[float]) -> float:
 
 
 def describe_model(pipeline: Mask2IVPipeline) -> dict:
-    """Name, sampling, device and a fingerprint of the weights of stage 1 and 2."""
-    digest = hashlib.sha256()
-    for unet in (pipeline.trajectory_unet, pipeline.video_unet, pipeline.video_controlnet):
-        for name, tensor in sorted(unet.state_dict().items() if unet is not None else ()):
-            digest.update(f'{name} {tensor.double().sum().item():.6g}'.encode())
+    """Name, sampling, device and a fingerprint of configuration and weights."""
     config = pipeline.config
+    facts = {key: value for key, value in config.items() if not key.startswith('_')}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    for part, component in sorted(pipeline.components.items()):
+        if isinstance(component, torch.nn.Module):
+            for name, tensor in sorted(component.state_dict().items()):
+                digest.update(f'{part} {name} {tensor.double().sum().item():.6g}'.encode())
+        elif isinstance(component, ConfigMixin):
+            settings = {key: value for key, value in component.config.items() if not key.startswith('_')}
+            digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return {
         'name': config.name,
         'sample_size': list(config.sample_size),

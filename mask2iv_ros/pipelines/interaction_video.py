@@ -35,36 +35,33 @@ class InteractionVideoPipelineOutput(BaseOutput):
     frames: np.ndarray | torch.Tensor
 
 
-def anchored_windows(length: int, size: int, overlap: int = 3) -> list[tuple[np.ndarray, np.ndarray]]:
+def anchored_windows(length: int, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Windows of `size` frames that make a clip of `length` frames, in the order in which to generate them.
 
-    The first holds key frames, spread from first to last. Each further one fills in between: frame 0, then a
-    run of new frames among the `overlap` or more nearest ones that are there already. So every window starts
-    from the observed frame, and errors do not add up along the clip.
+    The first holds key frames, spread from first to last. Each further one fills in between: frame 0, then
+    neighbouring frames from one that is there already to another. So every window starts from the observed
+    frame, and errors do not add up along the clip.
 
     Returns:
         (frames, known) pairs: (size,) increasing frame numbers, and (size,) bool, whether an earlier window
         has made them (frame 0: it is observed).
 
     Raises:
-        ValueError: `length` below `size`, or `overlap` that leaves no room for new frames.
+        ValueError: `length` below `size`, or above it where `size` is too small to fill in (below 4).
     """
-    if length < size or not 0 <= overlap < size - 1:
-        raise ValueError(
-            f'expected at least {size} frames and an overlap of 0 to {size - 2}, '
-            f'got {length} frames and an overlap of {overlap}'
-        )
+    if length < size or (length > size and size < 4):
+        raise ValueError(f'expected {size} frames{" or more" if size > 3 else ""}, got {length}')
     done = np.linspace(0, length - 1, size).round().astype(int)
     windows = [(done, np.zeros(size, dtype=bool))]
     while len(done) < length:
-        new = np.setdiff1d(np.arange(length), done)[: size - 1 - overlap]
-        near = done[done > 0]
-        distance = np.minimum(np.abs(near - new[0]), np.abs(near - new[-1]))
-        distance[(near > new[0]) & (near < new[-1])] = 0
-        kept = near[np.argsort(distance, kind='stable')[: size - 1 - len(new)]]
-        frames = np.sort(np.concatenate([[0], kept, new]))
-        windows.append((frames, ~np.isin(frames, new)))
-        done = np.union1d(done, new)
+        missing = np.setdiff1d(np.arange(length), done)[0]
+        run = np.arange(max(1, missing - 1), length)[: size - 1]
+        if len(run) < size - 1:
+            run = np.arange(length - size + 1, length)
+        run[-1] = done[done >= run[-1]][0]
+        frames = np.append(0, run)
+        windows.append((frames, np.isin(frames, done)))
+        done = np.union1d(done, frames)
     return windows
 
 

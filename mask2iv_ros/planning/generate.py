@@ -64,6 +64,10 @@ def generate_plans(
             f'num_frames {num_frames}, expected at least the {pipeline.config.num_frames} of '
             f'{pipeline.config.name}',
         )
+    # The plan lasts as long as the model's; whole frames a second, which videos and datasets need.
+    fps = pipeline.config.fps
+    if num_frames > pipeline.config.num_frames:
+        fps = max(1, round(fps * (num_frames - 1) / (pipeline.config.num_frames - 1)))
     framing = Framing(request.frame.shape[:2], tuple(pipeline.config.sample_size))
     labels = _fit_object(framing, request.labels, 'object_mask without the actor')
     goal = request.goal_labels
@@ -130,7 +134,7 @@ def generate_plans(
                 score_meaning=meaning,
                 contact_frame=contact_frame,
                 contact_pixel=contact_pixel,
-                fps=pipeline.config.fps * (num_frames - 1) / (pipeline.config.num_frames - 1),
+                fps=fps,
                 timings=clock,
             )
         )

@@ -39,9 +39,9 @@ class GenerationRequest:
         seed: of the first plan; plan i has seed + i.
         num_inference_steps: denoising steps a stage; 0 for the model's default.
         trajectory_only: leave out stage 2.
-        num_frames: length of the plan; 0 for the model's. With more, masks are interpolated between the
-            model's frames, and the video is made for all of them.
-        guidance_scale: see `MaskTrajectoryPipeline`; 1 for none.
+        num_frames: frames of the plan; 0 for the model's. With more, the plan is finer in time, not longer:
+            masks are interpolated between the model's frames, and the video is made for all of them.
+        guidance_scale: see `MaskTrajectoryPipeline`; 1 for none. At least 0.
     """
 
     frame: np.ndarray
@@ -162,6 +162,10 @@ def check_request(request: GenerationRequest) -> None:
             )
     if not request.task.strip() and request.goal_mask is None and request.goal_pixel is None:
         raise InvalidRequest('NO_TASK_OR_GOAL', 'task text and goal are both empty; give at least one')
+    if not 0 <= request.guidance_scale < np.inf:
+        raise InvalidRequest(
+            'INVALID_PARAMETER', f'guidance_scale {request.guidance_scale} (expected 0 or more)'
+        )
     if request.num_samples < 1 or request.num_inference_steps < 0:
         raise InvalidRequest(
             'INVALID_PARAMETER',

@@ -29,6 +29,7 @@ from mask2iv_ros.srv import GenerateInteraction as GenerateService
 
 DISCOVERY_TIMEOUT = 10.0  # seconds
 CHECK_PERIOD = 1.0  # seconds between two looks whether the node is still there
+ACCEPTANCE_TIMEOUT = 30.0  # seconds; the node accepts at once, unless it was restarted meanwhile
 
 
 class InteractionError(Exception):
@@ -65,6 +66,7 @@ class InteractionClient:
         self._export = self._node.create_client(ExportDemonstration, f'{node}/export_demonstration')
         self._action = ActionClient(self._node, GenerateAction, f'{node}/generate_interaction')
         self._accepting = None  # the newest goal's handle, once the node has accepted it
+        self._sent: tuple[Future, float] | None = None  # that goal's future, and when it was sent
         self._futures: set[Future] = set()
         self._calls: deque[Callable[[], None]] = deque()
         self._node.create_timer(CHECK_PERIOD, self._give_up_if_gone)
@@ -150,7 +152,10 @@ class InteractionClient:
             self._run_calls()
 
         def send():
+            if plans not in self._futures:  # the node has left, and the caller was told
+                return
             try:
+                self._sent = plans, time.monotonic()
                 self._accepting = self._action.send_goal_async(GenerateAction.Goal(request=request), feedback)
                 self._accepting.add_done_callback(on_goal)
             except Exception as error:
@@ -227,6 +232,12 @@ class InteractionClient:
             self._accepting = None
             for plans in list(self._futures):
                 self._settle(plans, self._gone())
+        if self._accepting is not None and not self._accepting.done():
+            plans, sent = self._sent
+            if time.monotonic() - sent > ACCEPTANCE_TIMEOUT:
+                self._settle(plans, self._gone())
+                self._accepting = None
+                self._run_calls()
 
     def _settle(self, plans: Future, outcome: list[InteractionPlan] | Exception):
         """End a future of `generate_async`, unless it has ended already."""

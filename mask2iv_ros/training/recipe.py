@@ -15,7 +15,7 @@ import yaml
 from accelerate import PartialState
 from diffusers import ConfigMixin
 
-from mask2iv_ros.data.episodes import EpisodeReader, open_dataset, read_clips
+from mask2iv_ros.data.episodes import TEST_PERIOD, EpisodeReader, open_dataset, read_clips
 from mask2iv_ros.data.sampling import spread
 from mask2iv_ros.models.autoencoder import PatchAutoencoderKL
 from mask2iv_ros.models.controlnet import DynamiCrafterControlNet
@@ -74,8 +74,6 @@ PARTS = ('autoencoder', *STAGES)
 #: What a configuration must say that starts from no model; with one, all but `name` may be left out.
 NEEDED = {'name', 'sample_size', 'num_frames', 'sampling', 'scheduler', 'unet', 'image_projector', *PARTS}
 KEYS = NEEDED | {'seed', 'init', 'validation'}
-#: One of so many episodes of a dataset without splits is for tests.
-TEST_PERIOD = 10
 #: One of so many training episodes is held out where a dataset has no `val`.
 HELD_OUT_PERIOD = 20
 

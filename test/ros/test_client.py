@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import rclpy
 from rclpy.action import ActionServer, GoalResponse
 from rclpy.task import Future
 
@@ -134,6 +135,20 @@ def test_a_node_that_leaves_ends_what_waits_for_it():
                 peer.spin_until(lambda: len(executing) == 3)
             with pytest.raises(ConnectionError, match='/leaver has left before it answered'):
                 call.result(10)
+
+
+def test_a_goal_that_is_never_accepted_does_not_block_the_next(client, server, peer, monkeypatch):
+    monkeypatch.setattr('mask2iv_ros.ros.client.ACCEPTANCE_TIMEOUT', 1.0)
+    server.execute = answer
+    send, lost = client._action.send_goal_async, rclpy.task.Future()
+    monkeypatch.setattr(client._action, 'send_goal_async', lambda *_: lost)  # as by a node that was restarted
+    first = client.generate_async(task='first')
+    with pytest.raises(ConnectionError, match='/other has left'):
+        first.result(10)
+    monkeypatch.setattr(client._action, 'send_goal_async', send)
+    second = client.generate_async(task='second')
+    peer.spin_until(second.done)
+    assert second.result()[0].task == 'second'
 
 
 def test_closing_ends_what_still_waits(server, peer):
