@@ -74,6 +74,17 @@ def test_a_path_out_of_the_box_names_the_frame():
     assert 'frame 3 is at [0.51' in found['workspace']
 
 
+def test_a_path_that_is_not_a_number_is_in_no_box():
+    points = POINTS.copy()
+    points[2] = np.nan
+    assert {'workspace', 'step', 'speed'} == set(failed(plan(), SIZE, ALL, points, fps=10))
+
+
+def test_an_object_may_move_by_itself_where_that_is_allowed():
+    limits = PlanLimits(contact_required=False, max_free_motion=None)
+    assert not failed(plan(hand=False), SIZE, limits)
+
+
 def test_speed_and_step_are_limited_apart():
     assert set(failed(plan(), SIZE, ALL, POINTS, fps=60)) == {'speed'}
     jump = POINTS.copy()

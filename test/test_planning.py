@@ -181,7 +181,7 @@ def test_every_contact_frame_has_a_contact_pixel(size):
     framing = Framing(size, (128, 160))
     labels = np.zeros((3, *size), np.uint8)
     height, width = size
-    labels[1:, height // 2 :, : width // 2] = lb.OBJECT
+    labels[:, height // 2 :, : width // 2] = lb.OBJECT
     labels[2, : height // 2, : width // 2] = lb.ACTOR
     frame, (x, y) = find_contact(framing.fit_labels(labels), framing)
     assert frame == 2
@@ -194,11 +194,12 @@ def test_every_contact_frame_has_a_contact_pixel(size):
 
 
 def test_small_images_have_contacts_too(pipeline):
-    below, above = np.zeros((2, 10, 16), bool)
-    below[5:, 4:12] = above[:5, 4:12] = True
-    (plan,) = generate_plans(pipeline, request(10, 16, object_mask=below, actor_mask=above))
-    assert plan.contact_frame == 0
-    assert plan.contact_pixel == (pytest.approx(7.5, abs=1), pytest.approx(4.5, abs=1))
+    labels = np.zeros((2, 10, 16), np.uint8)
+    labels[:, 5:, 4:12], labels[:, :5, 4:12] = lb.OBJECT, lb.ACTOR
+    framing = Framing((10, 16), tuple(pipeline.config.sample_size))
+    frame, pixel = find_contact(framing.fit_labels(labels), framing)
+    assert frame == 0
+    assert pixel == (pytest.approx(7.5, abs=1), pytest.approx(4.5, abs=1))
 
 
 def test_offloaded_models_are_freed_after_a_request(pipeline):

@@ -17,6 +17,8 @@ from mask2iv_ros.planning.motion import MaskMotion
 class PlanLimits:
     """What a plan is held against; None leaves a check out.
 
+    Limits of the robot (workspace, speed, step, spread in metres) have no default: nobody else knows them.
+
     Attributes:
         workspace: ((x, y, z) lowest, (x, y, z) highest) corner in metres, in the frame of the path.
         max_speed: metres a second, of the object between two frames.
@@ -24,8 +26,8 @@ class PlanLimits:
         max_step_pixels: pixels between two frames, as a share of the image's diagonal.
         area_ratio: least and greatest size of the object's mask, of that in frame 0.
         min_visible: share of the frames in which the object is visible.
-        contact: 'required', or None where an object may move by itself.
-        max_free_motion: how far the object may move before it is touched, as a share of the diagonal.
+        contact_required: actor and object must touch.
+        max_free_motion: how far the object may move before contact, as a share of the diagonal.
         max_spread: metres that samples may stray from their mean, root mean square, in the worst frame.
         max_spread_pixels: the same in the image, as a share of the diagonal.
     """
@@ -36,7 +38,7 @@ class PlanLimits:
     max_step_pixels: float | None = 0.25
     area_ratio: tuple[float, float] | None = (0.25, 4.0)
     min_visible: float | None = 0.5
-    contact: str | None = 'required'
+    contact_required: bool = True
     max_free_motion: float | None = 0.05
     max_spread: float | None = None
     max_spread_pixels: float | None = 0.1
@@ -98,7 +100,7 @@ def check_plan(
     if limits.max_step_pixels is not None:
         _add_limit(add, 'step in the image', _steps(motion.position) / diagonal, limits.max_step_pixels,
                    'of the diagonal, after frame')  # fmt: skip
-    if limits.contact is not None:
+    if limits.contact_required:
         touched = motion.contact_frame >= 0
         add('contact', touched,
             f'in frame {motion.contact_frame}' if touched else 'actor and object never touch')  # fmt: skip
@@ -122,7 +124,8 @@ def check_plan(
         low, high = np.asarray(limits.workspace, float)
         if low.shape != (3,) or not (low < high).all():
             raise ValueError(f'workspace: expected two corners, lowest first, got {limits.workspace}')
-        outside = np.flatnonzero(((points < low) | (points > high)).any(axis=1))
+        inside = (points >= low) & (points <= high)  # nan is not
+        outside = np.flatnonzero(~inside.all(axis=1))
         where = f'frame {outside[0]} is at {np.round(points[outside[0]], 3)}, ' if len(outside) else ''
         add('workspace', not len(outside), f'{where}the box is {low} to {high}')
     if limits.max_step is not None:
