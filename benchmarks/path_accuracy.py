@@ -8,8 +8,8 @@ dilated, eroded or left, by a random draw). Errors of a path are given to two tr
 point that was lifted in frame 0 carried along by the object, which is what a path promises; and `centre`, the
 centre of the box around the object, which also holds how far the surface is from it. Two-dimensional errors
 are to the centre of the object's mask as seen with the arm left out. Contact is the simulator's; its pixel is
-the mean of the contact points. Rotation is to the object's turn about the viewing ray (the twist of its
-rotation since frame 0).
+the mean of the contact points. Rotation is to the object's turn about the viewing ray, or about the normal of
+the support plane: the twist of its rotation since frame 0 about that axis.
 """
 
 from __future__ import annotations
@@ -140,11 +140,19 @@ def measure(clip, truth: Truth, camera_name: str, labels: np.ndarray, scores: di
                 scores['contact'][name].append((index - frame, np.linalg.norm(np.array(at) - pixel)))
     if task in TURNING:
         true = twists(camera, truth.taken('rotation'), centres[0])
-        seen = np.isfinite(motion.rotation)
-        scores['rotation'][task].append(
-            (np.abs(motion.rotation - true)[seen], np.abs(true)[seen], motion.rigidity[seen])
-        )
+        add_rotation(scores['rotation in the image'][task], motion.rotation, true, motion.rigidity)
+        path = paths['auto with up']
+        if path.normal is not None:
+            true = twists(camera, truth.taken('rotation'), path.normal)
+            add_rotation(scores['rotation in the support plane'][task], path.rotation, true, motion.rigidity)
     return paths
+
+
+def add_rotation(found: list, measured, true, rigidity):
+    seen = np.isfinite(measured) & np.isfinite(rigidity)
+    seen[0] = False
+    if seen.any():
+        found.append((np.abs(measured - true)[seen], np.abs(true)[seen], rigidity[seen]))
 
 
 def draw(clip, motion_path, plain, truth_pixels) -> np.ndarray:
@@ -204,14 +212,17 @@ def summary(scores: dict) -> dict:
         }
         for row, found in scores['contact'].items()
     }
-    result['rotation'] = {
-        task: {
-            'error degrees': np.degrees(np.concatenate([f[0] for f in found]).mean()),
-            'turned degrees': np.degrees(np.concatenate([f[1] for f in found]).mean()),
-            'rigidity': np.concatenate([f[2] for f in found]).mean(),
+    for key in [key for key in scores if key.startswith('rotation')]:
+        result[key] = {
+            task: {
+                'error degrees': np.degrees(np.concatenate([f[0] for f in found]).mean()),
+                'turned degrees': np.degrees(np.concatenate([f[1] for f in found]).mean()),
+                'rigidity': np.concatenate([f[2] for f in found]).mean(),
+                'frames': sum(len(f[0]) for f in found),
+            }
+            for task, found in scores[key].items()
+            if found
         }
-        for task, found in scores['rotation'].items()
-    }
     return json.loads(json.dumps(result, default=float))
 
 
@@ -259,8 +270,12 @@ def main() -> None:
             "Position error in pixels where the arm touches or covers the object's mask:", found['2-D']
         )
         lines += table('Contact frame and pixel:', found['contact'])
-        if found['rotation']:
-            lines += table('Rotation about the viewing ray:', found['rotation'])
+        for key, about in (
+            ('rotation in the image', 'viewing ray, from the image alone'),
+            ('rotation in the support plane', 'normal of the support plane, from masks projected onto it'),
+        ):
+            if found.get(key):
+                lines += table(f'Rotation about the {about}:', found[key])
         means = {task: {row: found[f'3-D {task}'][row]['point mean'] for row in ROWS} for task in args.tasks}
         lines += table('Mean error of the point in mm, by task:', means)
     args.out.with_suffix('.md').write_text('\n'.join(lines) + '\n')

@@ -131,6 +131,33 @@ class TestPlane:
         assert support_normal(labels, depth, K, distortion) @ UP > np.cos(np.radians(0.5))
 
 
+class TestRotation:
+    @pytest.mark.parametrize('step', [15, -20])
+    @pytest.mark.parametrize('distortion', [None, DISTORTION])
+    def test_a_lever_that_turns_on_the_table(self, step, distortion):
+        across = np.array((1.0, 0, 0))
+        along = np.cross(UP, across)  # across x along = UP: angles from one to the other are right-handed
+        angles = np.radians(np.arange(7) * step)
+        labels = np.zeros((7, HEIGHT, WIDTH), np.uint8)
+        for image, angle in zip(labels, angles, strict=True):
+            axis, side = (np.cos(a) * across + np.sin(a) * along for a in (angle, angle + np.pi / 2))
+            bar = [TABLE + 0.15 * u * axis + 0.03 * v * side for u, v in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+            cv2.fillPoly(
+                image, [np.round(project(bar, distortion) * 256).astype(np.int32)], lb.OBJECT, shift=8
+            )
+        path = lift_path(labels, table_depth(distortion), K, distortion)
+        np.testing.assert_allclose(np.degrees(path.rotation), np.degrees(angles), atol=3)
+
+    def test_a_round_object_tells_no_turn(self):
+        labels, depth = scene(sliding())
+        assert np.isnan(lift_path(labels, depth, K).rotation).all()
+
+    def test_without_a_plane_or_a_visible_object_it_is_unknown(self):
+        labels, depth = scene(sliding())
+        depth[labels[0] == 0] = np.nan
+        assert np.isnan(lift_path(labels, depth, K).rotation).all()
+
+
 class TestModels:
     @pytest.mark.parametrize('distortion', [None, DISTORTION, RATIONAL])
     def test_what_slides_is_followed_in_the_support_plane(self, distortion):

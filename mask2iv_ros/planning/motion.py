@@ -40,6 +40,7 @@ class MaskMotion:
         position: (T, 2) float64 pixels, centre of the object with what the actor covers filled in. Never nan:
             frames that hide the object lie between their neighbours.
         centroid: (T, 2) float64 pixels, mean of the object's visible pixels.
+        filled: (T, H, W) bool, the object with what the actor covers filled in.
         visible_area: (T,) int64, object pixels.
         area: (T,) float64, object pixels with those that the actor covers; where hidden, between
             its neighbours.
@@ -62,6 +63,7 @@ class MaskMotion:
 
     position: np.ndarray
     centroid: np.ndarray
+    filled: np.ndarray
     visible_area: np.ndarray
     area: np.ndarray
     visibility: np.ndarray
@@ -117,6 +119,7 @@ def mask_motion(labels: np.ndarray) -> MaskMotion:
     return MaskMotion(
         position=position,
         centroid=np.array([lb.centroid(mask) or (np.nan, np.nan) for mask in objects]),
+        filled=filled,
         visible_area=visible_area,
         area=between_neighbours(np.where(seen, filled_area, np.nan)),
         visibility=np.where(seen, visibility, 0.0),

@@ -31,6 +31,7 @@ DEPTH_MODELS = {
 SCALE_MARGIN = 0.08  #: how much worse (in log scale) the support plane may explain the outline's size
 MAX_DEPTH_CHANGE = 1.5  #: an arm does not carry an object farther than to this multiple of its depth
 MIN_RIGIDITY = 0.75  #: outlines that fit less say nothing about scale
+MIN_ELONGATION = 1.5  #: length by width below which the axis of a mask says nothing about its turn
 MIN_SLOPE = 0.1  #: sine of the angle between ray and plane below which their intersection is not used
 
 
@@ -44,12 +45,15 @@ class ObjectPath:
         reason: why that one.
         normal: (3,) unit normal of the support plane in the camera optical frame, on the camera's side; None
             if the depth image shows no plane.
+        rotation: (T,) float64 radians, turn about `normal` since frame 0, right-handed: of a lever, the angle
+            that it was turned. See `plane_rotation`, also for what it is wrong for; nan where unknown.
     """
 
     points: np.ndarray
     depth_model: str
     reason: str
     normal: np.ndarray | None
+    rotation: np.ndarray
 
 
 def valid_depth(depth: np.ndarray) -> np.ndarray:
@@ -197,7 +201,51 @@ def lift_path(
     else:
         reason = f'{depth_model} was asked for, but the depth image does not allow it'
         depth_model = 'constant_depth'
-    return ObjectPath(rays * depths[depth_model][:, None], depth_model, reason, normal)
+    rotation = np.full(len(rays), np.nan)
+    if normal is not None:
+        rotation = plane_rotation(motion.filled, normal, intrinsics, distortion)
+        rotation[motion.visibility == 0] = np.nan
+    return ObjectPath(rays * depths[depth_model][:, None], depth_model, reason, normal, rotation)
+
+
+def plane_rotation(
+    masks: np.ndarray, normal: np.ndarray, intrinsics: np.ndarray, distortion: np.ndarray | None = None
+) -> np.ndarray:
+    """Turn (T,) in radians about a plane's normal since frame 0, of an object that lies along the plane.
+
+    Each mask is projected onto a plane with that normal, where its long axis (by second moments, each pixel
+    weighted with the area it covers there) is the object's own; the turn is that of the axis, followed from
+    frame to frame, so less than 90 degrees between two. Right for levers, tools and other flat long things;
+    wrong for panels that stand upright on the plane, such as doors.
+
+    Args:
+        masks: (T, H, W) bool.
+        normal: (3,) in the camera optical frame.
+
+    Returns:
+        nan for frames in which the mask is empty or less than `MIN_ELONGATION` times as long as wide there,
+        and everywhere if frame 0 is.
+    """
+    across = np.cross(normal, (0.0, 0.0, 1.0) if abs(normal[2]) < 0.9 else (1.0, 0.0, 0.0))
+    across /= np.linalg.norm(across)
+    axes = np.stack((across, np.cross(normal, across)), axis=1)
+    angles = np.full(len(masks), np.nan)
+    for t, mask in enumerate(masks):
+        ys, xs = np.nonzero(mask)
+        if len(xs) < 3:
+            continue
+        rays = pixel_rays(np.stack((xs, ys), axis=1), intrinsics, distortion)
+        towards = rays @ normal
+        rays, towards = rays[np.abs(towards) > 1e-3], towards[np.abs(towards) > 1e-3]
+        points = rays / towards[:, None]  # on the plane at distance 1; its scale does not matter
+        weights = np.abs(points[:, 2]) ** 3  # the area of a pixel on a plane goes with its depth cubed
+        plane = points @ axes
+        values, vectors = np.linalg.eigh(np.cov(plane.T, aweights=weights))
+        if values[1] > MIN_ELONGATION**2 * max(values[0], 1e-12):
+            angles[t] = np.arctan2(vectors[1, 1], vectors[0, 1])
+    known = np.isfinite(angles)
+    angles[known] = np.unwrap(angles[known], period=np.pi)
+    return angles - angles[0]
 
 
 def support_normal(
