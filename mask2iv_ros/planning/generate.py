@@ -108,7 +108,7 @@ def generate_plans(
     mark = time.perf_counter()
     plans = []
     for i, trajectory in enumerate(trajectories):
-        trajectory[0] = labels
+        trajectory[0] = labels  # without residual targets, stage 1 decodes frame 0 too
         restored = framing.restore_labels(trajectory)
         restored[0] = request.labels
         frames = None
