@@ -78,6 +78,18 @@ def test_the_goal_is_the_whole_object_where_it_ends_without_the_arm(clip):
     assert not (goal & (last == 0)).sum() > 20
 
 
+def test_what_no_camera_sees_can_be_measured_in_each_frame():
+    seen = []
+
+    def look(scene, poses):
+        seen.append((scene.object_centre(), tuple(poses)))
+
+    clip = record_clip('drawer-open', 5, 24, 32, num_frames=3, on_frame=look)
+    assert [names for _, names in seen] == [tuple(VIEWS)] * 3
+    np.testing.assert_array_equal(seen[-1][0], clip.goal_point)
+    assert np.linalg.norm(seen[-1][0] - seen[0][0]) > 0.1
+
+
 def project(point, camera):
     inside = np.linalg.inv(camera.cam_to_world) @ np.append(point, 1)
     return (camera.intrinsics @ (inside[:3] / inside[2]))[:2]

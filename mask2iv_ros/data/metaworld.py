@@ -17,7 +17,7 @@ import os
 import signal
 import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, lru_cache
 from pathlib import Path
@@ -307,6 +307,7 @@ def record_clips(
     num_frames: int = 16,
     paraphrase: bool = False,
     variation: bool = False,
+    on_frame: Callable[[Scene, dict], None] | None = None,
 ) -> dict[str, InteractionClip]:
     """Play the expert of `task` once on the scene of `seed` and film it with every camera.
 
@@ -321,6 +322,8 @@ def record_clips(
         cameras: names in `VIEWS`; what one of them sees does not depend on the others.
         paraphrase: draw one of the task's texts; otherwise the first.
         variation: draw light, colours, and textures of table and floor; double the range of camera poses.
+        on_frame: called with the scene in the state of each frame and a dict of the cameras' MuJoCo poses, to
+            measure what no camera sees.
 
     Returns:
         A clip a camera, in the order asked for.
@@ -350,6 +353,8 @@ def record_clips(
     for index in kept:
         scene.restore(states[index])
         contact.append(scene.touching())
+        if on_frame is not None:
+            on_frame(scene, poses)
         for name in cameras:
             pictures[name].append(scene.render(poses[name], VIEWS[name].fovy))
     clips = {}

@@ -59,10 +59,10 @@ def _object_path(plan: Plan, observation: Observation, headers: list[Header]) ->
     path = Path(header=observation.header)
     if observation.depth is None or observation.intrinsics is None:
         return path
-    points = lift_path(plan.labels, observation.depth, observation.intrinsics)
-    if points is None:
+    lifted = lift_path(plan.labels, observation.depth, observation.intrinsics)
+    if lifted is None:
         return path
-    for at, (x, y, z) in zip(headers, points, strict=True):
+    for at, (x, y, z) in zip(headers, lifted.points, strict=True):
         pose = PoseStamped(header=at)
         pose.pose.position = Point(x=x, y=y, z=z)
         path.poses.append(pose)
