@@ -21,6 +21,7 @@ from mask2iv_ros.planning.generate import (
     object_permanence,
     sample_agreement,
 )
+from mask2iv_ros.planning.path import lift_centroids
 from mask2iv_ros.planning.request import GenerationRequest, InvalidRequest, Plan, move_mask, plan_to_clip
 from tiny_model import build_tiny_pipeline
 
@@ -191,7 +192,7 @@ def test_every_contact_frame_has_a_contact_pixel(size):
     framing = Framing(size, (128, 160))
     labels = np.zeros((3, *size), np.uint8)
     height, width = size
-    labels[:, height // 2 :, : width // 2] = lb.OBJECT
+    labels[1:, height // 2 :, : width // 2] = lb.OBJECT
     labels[2, : height // 2, : width // 2] = lb.ACTOR
     frame, (x, y) = find_contact(framing.fit_labels(labels), framing)
     assert frame == 2
@@ -204,12 +205,11 @@ def test_every_contact_frame_has_a_contact_pixel(size):
 
 
 def test_small_images_have_contacts_too(pipeline):
-    labels = np.zeros((2, 10, 16), np.uint8)
-    labels[:, 5:, 4:12], labels[:, :5, 4:12] = lb.OBJECT, lb.ACTOR
-    framing = Framing((10, 16), tuple(pipeline.config.sample_size))
-    frame, pixel = find_contact(framing.fit_labels(labels), framing)
-    assert frame == 0
-    assert pixel == (pytest.approx(7.5, abs=1), pytest.approx(4.5, abs=1))
+    below, above = np.zeros((2, 10, 16), bool)
+    below[5:, 4:12] = above[:5, 4:12] = True
+    (plan,) = generate_plans(pipeline, request(10, 16, object_mask=below, actor_mask=above))
+    assert plan.contact_frame == 0
+    assert plan.contact_pixel == (pytest.approx(7.5, abs=1), pytest.approx(4.5, abs=1))
 
 
 def test_offloaded_models_are_freed_after_a_request(pipeline):
@@ -252,3 +252,35 @@ def test_score_drops_when_the_object_vanishes():
     assert object_permanence(labels) == 1
     labels[3:] = 0
     assert object_permanence(labels) == 0.5
+
+
+class TestLiftPath:
+    K = np.array([[100.0, 0, 32], [0, 100, 24], [0, 0, 1]])
+
+    def moving(self) -> np.ndarray:
+        labels = np.zeros((3, 48, 64), np.uint8)
+        for t in range(3):
+            labels[t, 20:29, 28 + 10 * t : 37 + 10 * t] = lb.OBJECT
+        return labels
+
+    def test_pinhole_geometry(self):
+        path = lift_centroids(self.moving(), np.full((48, 64), 2.0, np.float32), self.K)
+        np.testing.assert_allclose(path, [(0, 0, 2), (0.2, 0, 2), (0.4, 0, 2)], atol=1e-9)
+
+    def test_invalid_depths_are_left_out(self):
+        depth = np.full((48, 64), 1.5, np.float32)
+        depth[20:24, 28:37] = [[np.nan], [0], [np.inf], [10]]
+        np.testing.assert_allclose(lift_centroids(self.moving(), depth, self.K)[:, 2], 1.5)
+
+    def test_no_valid_depth_gives_none(self):
+        assert lift_centroids(self.moving(), np.full((48, 64), np.nan, np.float32), self.K) is None
+
+    def test_a_hidden_object_stays_where_it_was(self):
+        labels = self.moving()
+        labels[1] = lb.ACTOR
+        path = lift_centroids(labels, np.ones((48, 64), np.float32), self.K)
+        np.testing.assert_array_equal(path[1], path[0])
+
+    def test_sizes_must_fit(self):
+        with pytest.raises(ValueError, match='depth: expected'):
+            lift_centroids(self.moving(), np.ones((4, 4), np.float32), self.K)

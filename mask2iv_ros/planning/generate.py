@@ -16,7 +16,6 @@ from mask2iv_ros import labels as lb
 from mask2iv_ros.framing import Framing
 from mask2iv_ros.interpolation import stretch_labels
 from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
-from mask2iv_ros.planning.motion import mask_motion
 from mask2iv_ros.planning.request import GenerationRequest, InvalidRequest, Plan, check_request
 
 #: Called after each denoising step with stage, steps done, steps in all, and for stage 1 the (T, h, w) uint8
@@ -167,20 +166,19 @@ def object_permanence(labels: np.ndarray) -> float:
 
 
 def find_contact(labels: np.ndarray, framing: Framing) -> tuple[int, tuple[float, float] | None]:
-    """First frame in which the actor moves the object, and the (x, y) source pixel of the contact's centre.
-
-    See `motion.find_contact`.
+    """First frame in which actor and object touch, and the (x, y) source pixel of the contact's centre.
 
     Args:
-        labels: (T, h, w) uint8 label images in the model's frame, with the object in labels[0].
+        labels: (T, h, w) uint8 label images in the model's frame.
 
     Returns:
         -1 and None if they never touch.
     """
-    motion = mask_motion(labels)
-    if motion.contact_pixel is None:
+    size = lb.contact_size(framing.model[0])
+    frame = lb.contact_frame(labels, size)
+    if frame < 0:
         return -1, None
-    return motion.contact_frame, framing.restore_point(motion.contact_pixel)
+    return frame, framing.restore_point(lb.centroid(lb.contact_band(labels[frame], size)))
 
 
 def _fit_object(framing: Framing, labels: np.ndarray, name: str) -> np.ndarray:

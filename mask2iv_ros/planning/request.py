@@ -83,8 +83,7 @@ class Plan:
         labels: (T, H, W) uint8 label images; labels[0] is the observation.
         frames: (T, H, W, 3) uint8 RGB video; None if only the trajectory was asked for.
         score, score_meaning: a plausibility score and what it measures.
-        contact_frame: first frame in which the actor moves the object, or touches one that never moves; -1 if
-            none.
+        contact_frame: first frame in which actor and object touch, -1 if none.
         contact_pixel: (x, y) centre of the contact in that frame; None if there is none.
         fps: frames a second.
         timings: seconds a stage: 'preprocess', 'trajectory', 'video', 'postprocess'.

@@ -13,7 +13,7 @@ from unique_identifier_msgs.msg import UUID
 
 from mask2iv_ros.labels import overlay
 from mask2iv_ros.msg import InteractionPlan, MaskTrajectory
-from mask2iv_ros.planning.path import lift_path
+from mask2iv_ros.planning.path import lift_centroids
 from mask2iv_ros.planning.request import Plan
 from mask2iv_ros.ros.conversions import write_image
 from mask2iv_ros.ros.requests import Observation
@@ -59,10 +59,10 @@ def _object_path(plan: Plan, observation: Observation, headers: list[Header]) ->
     path = Path(header=observation.header)
     if observation.depth is None or observation.intrinsics is None:
         return path
-    lifted = lift_path(plan.labels, observation.depth, observation.intrinsics)
-    if lifted is None:
+    points = lift_centroids(plan.labels, observation.depth, observation.intrinsics)
+    if points is None:
         return path
-    for at, (x, y, z) in zip(headers, lifted.points, strict=True):
+    for at, (x, y, z) in zip(headers, points, strict=True):
         pose = PoseStamped(header=at)
         pose.pose.position = Point(x=x, y=y, z=z)
         path.poses.append(pose)
