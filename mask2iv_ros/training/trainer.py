@@ -267,6 +267,8 @@ class Trainer:
                     f'{self.seed} on {self.data}; remove {self.folder} to start anew'
                 )
             self.accelerator.load_state(kept)
+            if self.ema is not None:  # accelerate loads what is registered onto the CPU
+                self.ema.to(self.device)
             self.step, self._running = record['step'], record['running']
             self.seconds = record.get('seconds', 0.0)
             self._cut_log()
