@@ -359,6 +359,39 @@ class TestFrozenNetworks:
             recipe.stage_trainer('trajectory')
 
 
+class TestObjective:
+    """A checkpoint goes on with what it was trained for."""
+
+    NEW = {'unet': UNET, 'image_projector': PROJECTOR}  # noqa: RUF012
+
+    @pytest.mark.parametrize(
+        ('change', 'message'),
+        [
+            ({'residual': False}, r"residual_scale': \d.*now it is .*residual_scale': None"),
+            ({'foreground_weight': 3}, r"foreground_weight': 5.0}, now it is {'foreground_weight': 3}"),
+            ({'conditions': {'neither': 0.1}}, r"'neither': 0.1"),
+        ],
+    )
+    def test_another_one_is_refused(self, tmp_path, data, init, change, message):
+        make_recipe(tmp_path, data, init, **self.NEW).stage_trainer('trajectory').trainer.save()
+        other = make_recipe(tmp_path, data, init, **self.NEW, **change)
+        with pytest.raises(ValueError, match=message + '.* to start anew'):
+            other.stage_trainer('trajectory')
+
+    def test_other_damage_is_refused(self, tmp_path, data, init):
+        make_recipe(tmp_path, data, init, 'video').stage_trainer('video').trainer.save()
+        with pytest.raises(ValueError, match=r"'jitter': 0.1"):
+            make_recipe(tmp_path, data, init, 'video', damage={'jitter': 0.1}).stage_trainer('video')
+
+    def test_what_only_saves_memory_may_change(self, tmp_path, data, init):
+        stage = make_recipe(tmp_path, data, init, **self.NEW).stage_trainer('trajectory')
+        stage.trainer.step = 2
+        stage.trainer.save()
+        less = {'batch_size': 1, 'gradient_checkpointing': True}
+        recipe = make_recipe(tmp_path, data, init, **self.NEW, **less)
+        assert recipe.stage_trainer('trajectory').trainer.step == 2
+
+
 class TestConfigurations:
     @pytest.mark.parametrize('name', STAGE_CONFIGS)
     def test_each_names_one_stage_and_builds_its_options(self, name, init, tmp_path):

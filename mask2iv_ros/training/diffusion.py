@@ -7,7 +7,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,8 @@ from mask2iv_ros.training.trainer import Schedule, Trainer
 SCALE_CLIPS = 512
 #: Texts, or clips, that a frozen network sees at once.
 FROZEN_BATCH = 8
+#: Options that may change in the middle of a training.
+FREE_OPTIONS = ('batch_size', 'gradient_checkpointing')
 #: Held-out clips in a sample picture.
 SAMPLE_CLIPS = 6
 
@@ -269,13 +271,24 @@ class StageTrainer(ABC):
                 network.enable_gradient_checkpointing()
         self.made_of.append(tensors_id({n: p for n, p in model.named_parameters() if not p.requires_grad}))
         data = hashlib.sha256(' '.join(self.made_of).encode()).hexdigest()
-        trainer = Trainer(model, self.folder, schedule, self.seed, f'latents {data}')
+        trainer = Trainer(model, self.folder, schedule, self.seed, f'latents {data}', self._objective)
         counts = count_trained(model)
         trainer.accelerator.print(
             f'{self.folder}: {counts["trained_parameters"]:,} of {counts["parameters"]:,} parameters trained '
             f'({counts["trained_tensors"]} of {counts["tensors"]} tensors), {len(self.arrays)} clips'
         )
         return trainer
+
+    @property
+    def _objective(self) -> dict:
+        facts = {k: v for k, v in asdict(self.options).items() if k not in (*FREE_OPTIONS, 'residual')}
+        scale = self.pipeline.config.residual_scale
+        # Rounded, as the last digits of a mean may differ between machines.
+        facts['residual_scale'] = scale and float(f'{scale:.4g}')
+        if 'masks' in facts:
+            has_controlnet = self.pipeline.controlnet is not None
+            facts |= {'masks': self.pipeline.config.masks, 'controlnet': has_controlnet}
+        return facts
 
     def _stage_model(self) -> StageModel:
         pipeline = self.pipeline

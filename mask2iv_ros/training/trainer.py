@@ -82,14 +82,22 @@ class Trainer:
 
     Args:
         model: parameters that need no gradient are neither trained nor stored.
-        data: what the model is trained on, in a few words or a hash. A checkpoint of other data or of another
-            seed is refused with ValueError instead of being continued.
+        data: what the model is trained on, in a few words or a hash.
+        objective: what else decides what is learned, as JSON has it. A checkpoint of other data, of another
+            seed or of another objective is refused with ValueError instead of being continued.
     """
 
     def __init__(
-        self, model: torch.nn.Module, folder: Path, schedule: Schedule, seed: int = 0, data: str = ''
+        self,
+        model: torch.nn.Module,
+        folder: Path,
+        schedule: Schedule,
+        seed: int = 0,
+        data: str = '',
+        objective: dict | None = None,
     ):
         self.folder, self.schedule, self.seed, self.data = folder, schedule, seed, data
+        self.objective = objective or {}
         AcceleratorState._reset_state()  # each part of a run has its own precision
         self.accelerator = Accelerator(
             mixed_precision=schedule.mixed_precision,
@@ -228,9 +236,13 @@ class Trainer:
         self.accelerator.save_state(fresh)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            facts = {'step': self.step, 'seconds': self.seconds, 'seed': self.seed, 'data': self.data}
-            _complete(self.folder / 'checkpoint', {**facts, 'running': self._running})
+            facts = {'step': self.step, 'seconds': self.seconds, 'running': self._running}
+            _complete(self.folder / 'checkpoint', {**facts, **self._identity})
         self.accelerator.wait_for_everyone()
+
+    @property
+    def _identity(self) -> dict:
+        return {'seed': self.seed, 'data': self.data, 'objective': self.objective}
 
     def _trained(self) -> dict[str, torch.nn.Parameter]:
         model = self.accelerator.unwrap_model(self.model)
@@ -265,6 +277,13 @@ class Trainer:
                 raise ValueError(
                     f'{kept}: was trained with seed {record["seed"]} on {record["data"]}, now it is seed '
                     f'{self.seed} on {self.data}; remove {self.folder} to start anew'
+                )
+            before = record.get('objective', self.objective)
+            keys = sorted(before.keys() | self.objective.keys())
+            if changed := [key for key in keys if before.get(key) != self.objective.get(key)]:
+                were, are = ({key: facts.get(key) for key in changed} for facts in (before, self.objective))
+                raise ValueError(
+                    f'{kept}: was trained with {were}, now it is {are}; remove {self.folder} to start anew'
                 )
             self.accelerator.load_state(kept)
             if self.ema is not None:  # accelerate loads what is registered onto the CPU
