@@ -186,6 +186,24 @@ class TestBestWeights:
         assert trainer.best == {}
         assert torch.equal(trainer.final_state(best=True)['0.weight'], trainer.final_state()['0.weight'])
 
+    def test_a_fresh_start_knows_nothing_of_the_best_before(self, tmp_path):
+        self.train(tmp_path, self.SCORES)
+        shutil.rmtree(tmp_path / 'checkpoint')
+        trainer = self.train(tmp_path, [-1.0] * 5)
+        assert trainer.best == {'step': 2, 'score': -1.0}
+
+    @pytest.mark.parametrize('other', [{'seed': 1}, {'data': 'others'}, {'objective': {'weight': 2}}])
+    def test_the_best_of_another_run_is_not_exported(self, tmp_path, other):
+        trainer = self.train(tmp_path, self.SCORES)
+        again = Trainer(torch.nn.Sequential(torch.nn.Linear(4, 4)), tmp_path, trainer.schedule)
+        assert again.best == {'step': 4, 'score': 3.0}
+        path = tmp_path / 'best/step.json'
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({**record, 'run': {**record['run'], **other}}))
+        again = Trainer(torch.nn.Sequential(torch.nn.Linear(4, 4)), tmp_path, trainer.schedule)
+        assert again.best == {}
+        assert torch.equal(again.final_state(best=True)['0.weight'], again.final_state()['0.weight'])
+
     def test_scores_are_logged(self, tmp_path):
         self.train(tmp_path, self.SCORES)
         lines = [json.loads(line) for line in (tmp_path / 'losses.jsonl').read_text().splitlines()]

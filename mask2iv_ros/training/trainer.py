@@ -144,7 +144,8 @@ class Trainer:
     def best(self) -> dict[str, float]:
         """Scores of the best weights and their `step`; empty before the first."""
         path = self.folder / 'best' / RECORD
-        return json.loads(path.read_text()) if path.is_file() else {}
+        record = json.loads(path.read_text()) if path.is_file() else {}
+        return {key: value for key, value in record.items() if key != 'run'}
 
     def generator(self, step: int, batch: int = 0) -> torch.Generator:
         """CPU generator of one batch of a step; equal for equal (seed, step, batch, process)."""
@@ -242,7 +243,8 @@ class Trainer:
 
     @property
     def _identity(self) -> dict:
-        return {'seed': self.seed, 'data': self.data, 'objective': self.objective}
+        facts = {'seed': self.seed, 'data': self.data, 'objective': self.objective}
+        return json.loads(json.dumps(facts))  # as it is read again
 
     def _trained(self) -> dict[str, torch.nn.Parameter]:
         model = self.accelerator.unwrap_model(self.model)
@@ -270,6 +272,9 @@ class Trainer:
         if self.accelerator.is_main_process:
             for name in ('checkpoint', 'best'):
                 _recover_folder(self.folder / name)
+            best = self.folder / 'best'
+            if best.exists() and not ((kept / RECORD).exists() and self._is_ours(best)):
+                shutil.rmtree(best)  # of a run that is not continued
         self.accelerator.wait_for_everyone()
         if (kept / RECORD).exists():
             record = json.loads((kept / RECORD).read_text())
@@ -292,6 +297,10 @@ class Trainer:
             self.seconds = record.get('seconds', 0.0)
             self._cut_log()
             self.accelerator.print(f'{self.folder}: resumed at step {self.step}')
+
+    def _is_ours(self, best: Path) -> bool:
+        record = json.loads((best / RECORD).read_text())
+        return record.get('run', self._identity) == self._identity
 
     def _cut_log(self) -> None:
         if self.accelerator.is_main_process and self.log_path.is_file():
@@ -359,7 +368,7 @@ class Trainer:
         fresh.mkdir()
         trained = {name: p.detach().contiguous() for name, p in self._trained().items()}
         save_file(trained, fresh / 'weights.safetensors')
-        _complete(self.folder / 'best', {'step': self.step, **scores})
+        _complete(self.folder / 'best', {'step': self.step, **scores, 'run': self._identity})
 
     def _log(self, losses: dict[str, float]) -> None:
         if self.accelerator.num_processes > 1:
