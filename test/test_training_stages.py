@@ -392,6 +392,35 @@ class TestObjective:
         assert recipe.stage_trainer('trajectory').trainer.step == 2
 
 
+class TestFrameRates:
+    """The UNet is told of the same rates in training, in validation and in the model."""
+
+    def told(self, tmp_path, data, init, rates, **sampling) -> tuple[list[int], list[int], float]:
+        recipe = make_recipe(tmp_path, data, init)
+        recipe.config['sampling'] |= sampling
+        arrays = recipe.arrays('train')
+        index = tmp_path / 'run/arrays/train/index.json'
+        index.write_text(json.dumps({**json.loads(index.read_text()), 'fps': rates}))
+        stage = recipe.stage_trainer('trajectory')
+        told = []
+        stage.pipeline.unet.register_forward_pre_hook(lambda _, args: told.append(args[4].tolist()))
+        stage.loss_at(torch.Generator().manual_seed(0))
+        clips = torch.randint(len(arrays), (2,), generator=torch.Generator().manual_seed(0))
+        assert told == [[stage.rates(stage.arrays)[i] for i in clips]]
+        told.clear()
+        stage.pipeline.set_progress_bar_config(disable=True)
+        assert len(list(stage.predict(stage.arrays, np.arange(4), 1))) == 4
+        return stage.rates(stage.arrays).tolist(), np.concatenate(told).tolist(), recipe._description['fps']
+
+    def test_each_clip_has_its_own_and_the_model_their_median(self, tmp_path, data, init):
+        told = self.told(tmp_path, data, init, [0.3, 3.6, 3.8, 30.0])
+        assert told == ([1, 4, 4, 30], [1, 4, 4, 30], 4.0)
+
+    def test_a_configuration_may_say_one_for_all(self, tmp_path, data, init):
+        told = self.told(tmp_path, data, init, [0.3, 3.6, 3.8, 30.0], fps=15.0)
+        assert told == ([15] * 4, [15] * 4, 15.0)
+
+
 class TestConfigurations:
     @pytest.mark.parametrize('name', STAGE_CONFIGS)
     def test_each_names_one_stage_and_builds_its_options(self, name, init, tmp_path):

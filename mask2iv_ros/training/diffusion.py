@@ -8,6 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,8 @@ class StageTrainer(ABC):
         cache: of those clips and the pipeline's VAE.
         folder: of the run; `export` writes the networks' folders, `stage.json` and a LoRA's `adapter/`.
         is_new: the networks have random weights, so that `options.residual` is free.
+        fps: the frame rate that the UNet is told of every clip, in training and validation; None for each
+            clip's own.
 
     Raises:
         ValueError: options that do not fit each other or the networks.
@@ -151,10 +154,11 @@ class StageTrainer(ABC):
         options: TrajectoryOptions | VideoOptions,
         seed: int = 0,
         is_new: bool = True,
+        fps: float | None = None,
     ):
         self.pipeline, self.arrays, self.cache = pipeline, arrays, cache
         self.folder, self.options, self.seed = folder, options, seed
-        self.scheduler = pipeline.scheduler
+        self.scheduler, self.fps = pipeline.scheduler, fps
         self.device = cache.vae.device
         for network in (pipeline.text_encoder, pipeline.image_encoder):
             if network is not None:
@@ -285,6 +289,7 @@ class StageTrainer(ABC):
         scale = self.pipeline.config.residual_scale
         # Rounded, as the last digits of a mean may differ between machines.
         facts['residual_scale'] = scale and float(f'{scale:.4g}')
+        facts['fps'] = self.fps
         if 'masks' in facts:
             has_controlnet = self.pipeline.controlnet is not None
             facts |= {'masks': self.pipeline.config.masks, 'controlnet': has_controlnet}
@@ -298,6 +303,18 @@ class StageTrainer(ABC):
         """float32 latents on the device, (B, C, T, h, w) or (B, C, h, w)."""
         latents = torch.from_numpy(self.latents[name][index].astype(np.float32)).to(self.device)
         return latents.transpose(1, 2) if latents.ndim == 5 else latents
+
+    def rates(self, clips: ClipArrays) -> np.ndarray:
+        """(N,) int64 frames a second that the UNet is told of each clip, at least 1."""
+        rates = clips.fps if self.fps is None else np.full(len(clips), self.fps)
+        return np.maximum(1, np.round(rates)).astype(np.int64)
+
+    def _batches(self, clips: ClipArrays, picks: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+        """The picks in their order, as many at once as a batch has and one rate allows, and the rate."""
+        rates = self.rates(clips)[picks]
+        for start, end in pairwise([0, *(np.flatnonzero(np.diff(rates)) + 1), len(picks)]):
+            for first in range(start, end, self.options.batch_size):
+                yield picks[first : min(first + self.options.batch_size, end)], int(rates[start])
 
     def loss_at(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """v-prediction loss of one random batch, weighted by `loss_weights`."""
@@ -320,7 +337,7 @@ class StageTrainer(ABC):
             timesteps,
             torch.from_numpy(self.texts[text]).to(self.device),
             features,
-            torch.from_numpy(self.arrays.fps[clips].round()).long().to(self.device),
+            torch.from_numpy(self.rates(self.arrays)[clips]).to(self.device),
         )
         error = (predicted.float() - velocity).square().mean(dim=1)
         weights = loss_weights(
@@ -435,14 +452,14 @@ class TrajectoryTrainer(StageTrainer):
 
     def predict(self, clips, picks, steps):
         shares = self.options.conditions
-        for start in range(0, len(picks), self.options.batch_size):
-            batch = picks[start : start + self.options.batch_size]
+        for batch, fps in self._batches(clips, picks):
             yield from self.pipeline(
                 clips.frames[batch, 0],
                 clips.labels[batch, 0],
                 [clips.tasks[i] if shares.goal_only < 1 else '' for i in batch],
                 lb.goal_labels(clips.labels[batch]) if shares.text_only < 1 else None,
                 num_inference_steps=steps,
+                fps=fps,
                 generator=[torch.Generator().manual_seed(int(i)) for i in batch],
             ).labels
 
@@ -528,13 +545,13 @@ class VideoTrainer(StageTrainer):
         return video, first, condition, self.text_index[clips] if self._has_text() else np.zeros_like(clips)
 
     def predict(self, clips, picks, steps):
-        for start in range(0, len(picks), self.options.batch_size):
-            batch = picks[start : start + self.options.batch_size]
+        for batch, fps in self._batches(clips, picks):
             yield from self.pipeline(
                 clips.frames[batch, 0],
                 clips.labels[batch],
                 [clips.tasks[i] for i in batch],
                 num_inference_steps=steps,
+                fps=fps,
                 generator=[torch.Generator().manual_seed(int(i)) for i in batch],
             ).frames
 

@@ -7,6 +7,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,9 @@ class Recipe:
     the model `init`, whose other networks are taken over. Stages start from the networks of `init`, unless
     the configuration has `unet` and `image_projector`: then from new ones of that size.
 
+    `fps` of `sampling` is the frame rate that the UNets are told of every clip and that the model works at.
+    Without it they are told each clip's own, and the model's is the median of the training clips'.
+
     Args:
         config: YAML file, see config/train/.
         data: folder with datasets `train` and maybe `val` and `test`, as `mask2iv simulate` writes; or a
@@ -137,7 +141,7 @@ class Recipe:
         self.init = self._model_folder(init) if init else None
         if self.init:
             defaults = {key: self._index[key] for key in ('sample_size', 'num_frames')}
-            sampling = {key: self._index[key] for key in ('num_inference_steps', 'eta', 'fps')}
+            sampling = {key: self._index[key] for key in ('num_inference_steps', 'eta')}
             sampling |= self.config.get('sampling', {})
             self.config = {**defaults, **self.config, 'sampling': sampling}
         self.seed = self.config.get('seed', 0)
@@ -253,6 +257,7 @@ class Recipe:
             options,
             seed=self.seed,
             is_new=is_new,
+            fps=self.config['sampling'].get('fps'),
             **more,
         )
 
@@ -275,8 +280,9 @@ class Recipe:
                 'scheduler': RescaledDDIMScheduler(**self.config['scheduler']),
                 'text_encoder': PackagedTextEncoder(),
             }
-        sampling = {'num_frames': self.config['num_frames'], **self.config['sampling']}
-        return STAGES[stage].pipeline(**frozen, **networks, **sampling)
+        return STAGES[stage].pipeline(
+            **frozen, **networks, num_frames=self.config['num_frames'], **self._sampling
+        )
 
     def _new_networks(self, options: TrajectoryOptions | VideoOptions) -> dict:
         torch.manual_seed(self.seed)
@@ -318,6 +324,7 @@ class Recipe:
         New weights are float16; those of `init` are copied as they are.
         """
         folder, fresh = self.folder / 'model', self.folder / 'model.new'
+        _ = self._sampling  # may read clips, for which all processes wait
         if self.state.is_main_process:
             shutil.rmtree(fresh, ignore_errors=True)
             if self.init:
@@ -374,10 +381,17 @@ class Recipe:
     def _index(self) -> dict:
         return json.loads((self.init / 'model_index.json').read_text())
 
+    @cached_property
+    def _sampling(self) -> dict:
+        sampling = self.config['sampling']
+        if 'fps' in sampling:
+            return sampling
+        return {**sampling, 'fps': max(1.0, float(np.round(np.median(self.arrays('train').fps))))}
+
     @property
     def _description(self) -> dict:
         keys = ('name', 'sample_size', 'num_frames')
-        return {**{key: self.config[key] for key in keys}, **self.config['sampling']}
+        return {**{key: self.config[key] for key in keys}, **self._sampling}
 
 
 def _fill(options_class: type, values: dict, where: str):
