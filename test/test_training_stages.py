@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -300,6 +301,28 @@ class TestTrajectoryInputs:
         torch.testing.assert_close(condition[:, :4, 0], stage._load('no_actor', np.array([1])))
         torch.testing.assert_close(first, condition[:, :4, 0])
         assert (first - target[:, :, 0]).abs().max() > 0.01
+
+
+def test_arrays_follow_a_dataset_that_is_made_anew_in_its_place(tmp_path, init):
+    def make(*seeds):
+        with LeRobotClipWriter(tmp_path / 'data' / 'train') as writer:
+            for seed in seeds:
+                writer.add(moving_clip(seed))
+
+    make(0, 2)
+    out = tmp_path / 'data/train/out'  # whose files are none of the dataset's
+    recipe = make_recipe(tmp_path, tmp_path / 'data/train', init)
+    recipe.folder = recipe.cache = out
+    before = recipe.arrays('test')
+    index = out / 'arrays/test/index.json'
+    made = index.stat().st_mtime_ns
+    recipe.arrays('test')
+    assert index.stat().st_mtime_ns == made
+    out.rename(tmp_path / 'kept')
+    shutil.rmtree(tmp_path / 'data/train')
+    make(4, 6)
+    (tmp_path / 'kept').rename(out)
+    assert recipe.arrays('test').digest != before.digest
 
 
 @pytest.fixture(scope='module')

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -172,7 +174,8 @@ class Recipe:
         if not views:
             raise ValueError(f'{reader.path}: {split} has no masks to train on; `mask2iv segment` makes some')
         size, num_frames = tuple(self.config['sample_size']), self.config['num_frames']
-        stamp = json.dumps([str(reader.path.resolve()), len(reader), views, size, num_frames])
+        files = self._files_id(reader.path)
+        stamp = json.dumps([str(reader.path.resolve()), files, len(reader), views, size, num_frames])
         made_of = folder / 'made_of.json'
         with self.state.main_process_first():
             if not made_of.is_file() or made_of.read_text() != stamp:
@@ -188,6 +191,18 @@ class Recipe:
                 )
                 build_arrays(clips, len(views), folder, size, num_frames, start)
         return ClipArrays.load(folder)
+
+    def _files_id(self, path: Path) -> str:
+        """sha256, hex, of names, sizes and times of the files below `path`, without those of this run."""
+        mine = {self.folder.resolve(), self.cache.resolve()}
+        digest = hashlib.sha256()
+        for parent, folders, names in os.walk(path.resolve()):
+            folders[:] = sorted(name for name in folders if Path(parent, name) not in mine)
+            for name in sorted(names):
+                file = Path(parent, name)
+                facts = file.stat()
+                digest.update(f'{file} {facts.st_size} {facts.st_mtime_ns}\n'.encode())
+        return digest.hexdigest()
 
     def _episodes(self, split: str) -> tuple[EpisodeReader, list[int]]:
         if split in ('train', 'val') and not self._has_split('val'):
