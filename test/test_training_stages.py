@@ -194,6 +194,18 @@ class TestLora:
         assert (adapted - plain).abs().max() > 1e-4
 
 
+def test_a_lora_leaves_the_image_projector_as_it_was(tmp_path, data, dynamicrafter):
+    """Although it runs in bfloat16 where there is a GPU."""
+    stage = make_recipe(tmp_path, data, dynamicrafter, trained='lora').stage_trainer('trajectory')
+    stage._stage_model().bfloat16()
+    stage.export(best=False)
+    name = 'diffusion_pytorch_model.safetensors'
+    before = load_file(dynamicrafter / 'trajectory_image_projector' / name)
+    after = load_file(tmp_path / 'run/trajectory/image_projector' / name)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key].half(), after[key]) for key in before)
+
+
 class TestResume:
     def test_a_killed_run_repeats_the_losses_it_lost(self, tmp_path, data, init, monkeypatch):
         """With dropout, accumulated gradients and scores on the way."""

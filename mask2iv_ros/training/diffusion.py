@@ -262,7 +262,8 @@ class StageTrainer(ABC):
 
     def _prepare(self, schedule: Schedule) -> Trainer:
         model = self._stage_model()
-        self.base_unet = copy.deepcopy(model.unet) if self.options.trained == 'lora' else None
+        # As it was before bfloat16 and the adapter.
+        self.base = copy.deepcopy(model) if self.options.trained == 'lora' else None
         torch.manual_seed(self.seed)
         if self.options.trained == 'lora' and self.device.type == 'cuda':
             model.bfloat16()
@@ -380,12 +381,13 @@ class StageTrainer(ABC):
         state = self.trainer.final_state(best)
         if self.trainer.accelerator.is_main_process:
             pipeline = self.pipeline
-            networks = dict(self._stage_model().named_children())
-            if self.base_unet is not None:
+            if self.base is not None:
                 self.trainer.accelerator.unwrap_model(self.trainer.model).load_state_dict(state)
                 pipeline.unet.save_lora_adapter(self.folder / 'adapter')
-                networks['unet'] = merge_adapter(self.base_unet, self.folder / 'adapter')
+                networks = dict(self.base.named_children())
+                networks['unet'] = merge_adapter(self.base.unet, self.folder / 'adapter')
             else:
+                networks = dict(self._stage_model().named_children())
                 networks = {name: type(n).from_config(n.config) for name, n in networks.items()}
                 for name, network in networks.items():
                     network.load_state_dict({k: state[f'{name}.{k}'] for k in network.state_dict()})
