@@ -277,6 +277,46 @@ def test_two_processes_see_different_batches_and_stay_one_model(tmp_path):
     assert [line['step'] for line in lines] == [2, 4]
 
 
+TWO_AUTOENCODERS = """
+import sys, torch
+from pathlib import Path
+from accelerate import PartialState
+from mask2iv_ros.training import autoencoder
+from mask2iv_ros.training.arrays import ClipArrays
+from mask2iv_ros.training.latents import weights_id
+from mask2iv_ros.training.trainer import Schedule, Trainer
+
+state = PartialState(cpu=True)
+folder = Path(sys.argv[1])
+
+class KeptTrainer(Trainer):
+    def final_state(self, best=False):
+        (folder / f'weights_{state.process_index}').write_text(weights_id(self.model.module))
+        return super().final_state(best)
+
+autoencoder.Trainer = KeptTrainer
+sizes = {'block_out_channels': [4, 4], 'latent_channels': 4, 'norm_num_groups': 2}
+schedule = Schedule(2, 0.01, warmup_steps=0, ema_decay=None, mixed_precision='no')
+arrays = ClipArrays.load(folder / 'arrays')
+autoencoder.train_autoencoder(arrays, folder / 'vae', sizes, schedule, batch_size=12)
+"""
+
+
+def test_two_processes_train_one_autoencoder(tmp_path):
+    build_arrays([moving_clip(seed) for seed in range(2)], 2, tmp_path / 'arrays', (32, 32), 8)
+    (tmp_path / 'script.py').write_text(TWO_AUTOENCODERS)
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+    run = subprocess.run(
+        [*command, str(tmp_path / 'script.py'), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+    )
+    assert run.returncode == 0, run.stderr
+    first, second = ((tmp_path / f'weights_{rank}').read_text() for rank in range(2))
+    assert first == second
+
+
 @pytest.fixture(scope='module')
 def run(tmp_path_factory) -> Path:
     """A whole training run of a tiny configuration on six clips, from a real LeRobot dataset."""

@@ -19,6 +19,17 @@ from mask2iv_ros.training.trainer import Schedule, Trainer
 LABEL_WEIGHTS = np.array([1, 8, 2, 8], dtype=np.float32)
 
 
+class TrainedAutoencoder(PatchAutoencoderKL):
+    """Its `forward` is all of a training step, because gradients are averaged over processes around it."""
+
+    def forward(self, images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of images (B, 3, H, W): reconstructions of drawn latents, and KL a latent number (B,)."""
+        posterior = self.encode(images).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(images.device)
+        decoded = self.decode(posterior.mean + posterior.std * noise).sample
+        return decoded, posterior.kl() / posterior.mean[0].numel()
+
+
 def train_autoencoder(
     arrays: ClipArrays,
     folder: Path,
@@ -36,7 +47,7 @@ def train_autoencoder(
     exported VAE's `scaling_factor` makes its latents unit variance. True, and exported, when it is complete.
     """
     torch.manual_seed(seed)
-    trainer = Trainer(PatchAutoencoderKL(**model_config), folder, schedule, seed, f'clips {arrays.digest}')
+    trainer = Trainer(TrainedAutoencoder(**model_config), folder, schedule, seed, f'clips {arrays.digest}')
 
     def batch(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         clip = torch.randint(len(arrays), (batch_size,), generator=generator).tolist()
@@ -50,14 +61,11 @@ def train_autoencoder(
 
     def loss_at(generator: torch.Generator) -> dict[str, torch.Tensor]:
         images, weights = batch(generator)
-        vae = trainer.accelerator.unwrap_model(trainer.model)
-        posterior = vae.encode(images).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(trainer.device)
-        decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float()
+        decoded, kl = trainer.model(images, generator)
+        decoded, kl = decoded.float(), kl.float().mean()
         error = decoded - images
         pixels = (weights * (error.abs() + error.square())).mean()
         edges = sum(F.l1_loss(decoded.diff(dim=d), images.diff(dim=d)) for d in (-1, -2))
-        kl = posterior.kl().float().mean() / posterior.mean[0].numel()
         return {'loss': pixels + edges + kl_weight * kl, 'pixels': pixels, 'kl': kl}
 
     def evaluate(step: int) -> dict[str, float]:
