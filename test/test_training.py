@@ -223,10 +223,20 @@ class TestSchedule:
         schedule = Schedule(steps=100, learning_rate=0.5, warmup_steps=0, decay='constant')
         assert {schedule.learning_rate_at(step) for step in range(100)} == {0.5}
 
-    @pytest.mark.parametrize('wrong', [{'decay': 'linear'}, {'mixed_precision': 'fp8'}])
+    @pytest.mark.parametrize(
+        'wrong',
+        [
+            {'decay': 'linear'},
+            {'mixed_precision': 'fp8'},
+            {'steps': '100'},
+            {'steps': 0},
+            {'learning_rate': 'fast'},
+            {'warmup_steps': -1},
+        ],
+    )
     def test_what_it_does_not_know_is_refused(self, wrong):
         with pytest.raises(ValueError, match='expected'):
-            Schedule(steps=1, learning_rate=1.0, **wrong)
+            Schedule(**{'steps': 1, 'learning_rate': 1.0, **wrong})
 
 
 TWO_PROCESSES = """
@@ -298,7 +308,8 @@ autoencoder.Trainer = KeptTrainer
 sizes = {'block_out_channels': [4, 4], 'latent_channels': 4, 'norm_num_groups': 2}
 schedule = Schedule(2, 0.01, warmup_steps=0, ema_decay=None, mixed_precision='no')
 arrays = ClipArrays.load(folder / 'arrays')
-autoencoder.train_autoencoder(arrays, folder / 'vae', sizes, schedule, batch_size=12)
+options = autoencoder.AutoencoderOptions(batch_size=12)
+autoencoder.train_autoencoder(arrays, folder / 'vae', sizes, schedule, options)
 """
 
 
@@ -421,6 +432,23 @@ def test_trained_model_is_small_safetensors_and_generates(run):
     labels = np.pad(clip.labels[:1], ((0, 0), (0, 0), (8, 8)))
     out = pipeline(framed, labels, 'push it')
     assert out.frames.shape == (1, 8, 32, 48, 3)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'batchsize': 3}, r"autoencoder: .* unexpected keyword argument 'batchsize'"),
+        ({'batch_size': 1}, 'batch_size: expected a whole number of at least 2, got 1'),
+        ({'model': {'patchsize': 4}}, r"autoencoder: model: .* unexpected keyword argument 'patchsize'"),
+        ({'schedule': {'steps': '100', 'learning_rate': 1}}, "steps: expected a whole .* got '100'"),
+    ],
+)
+def test_an_autoencoders_options_are_checked_before_anything_runs(tmp_path, change, message):
+    config = yaml.safe_load(CONFIG.read_text())
+    config['autoencoder'] |= change
+    (tmp_path / 'config.yaml').write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match=message):
+        Recipe(tmp_path / 'config.yaml', tmp_path, tmp_path / 'out')
 
 
 def test_a_stage_without_its_autoencoder_says_so(run, tmp_path):

@@ -41,6 +41,7 @@ UNET = {
     'cross_attention_dim': 384,
     'norm_num_groups': 4,
 }
+STEP = {'steps': 1, 'learning_rate': 1}
 PROJECTOR = {
     'embedding_dim': 4,
     'output_dim': 384,
@@ -535,6 +536,9 @@ class TestConfigurations:
             ({'scheduler': {}}, 'are those of the model'),
             ({'validation': {'clip': 1}}, "validation: .* unexpected keyword argument 'clip'"),
             ({'video': {'schedule': {}}}, "video: .* 'steps' and 'learning_rate'"),
+            ({'video': {'option': {}, 'schedule': STEP}}, r"video: unknown key \['option'\]"),
+            ({'video': {'options': {'damage_variants': 0}, 'schedule': STEP}}, 'damage_variants: expected'),
+            ({'sampling': {'fps': 0.5}}, 'fps: expected at least 1'),
         ],
     )
     def test_a_configuration_that_makes_no_sense_says_why(self, change, message, tmp_path, data, init):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,24 @@ from mask2iv_ros.labels import labels_to_rgb
 from mask2iv_ros.models.autoencoder import PatchAutoencoderKL
 from mask2iv_ros.pipelines.components import images_to_tensor, tensor_to_images
 from mask2iv_ros.training.arrays import ClipArrays
-from mask2iv_ros.training.trainer import Schedule, Trainer
+from mask2iv_ros.training.trainer import Checked, Schedule, Trainer, number
 
 #: Loss weight of a pixel by its label: background, object, actor, part.
 LABEL_WEIGHTS = np.array([1, 8, 2, 8], dtype=np.float32)
+
+
+@dataclass
+class AutoencoderOptions(Checked):
+    """Options of the VAE's training. `batch_size`: images a batch, on each process; half of them masks."""
+
+    batch_size: int = 16
+    kl_weight: float = 1e-5
+
+    MINIMA = {'batch_size': 2}  # noqa: RUF012
+
+    def __post_init__(self):
+        self.kl_weight = number(self.kl_weight)
+        self.check()
 
 
 class TrainedAutoencoder(PatchAutoencoderKL):
@@ -35,8 +50,7 @@ def train_autoencoder(
     folder: Path,
     model_config: dict,
     schedule: Schedule,
-    batch_size: int = 16,
-    kl_weight: float = 1e-5,
+    options: AutoencoderOptions,
     seed: int = 0,
     max_minutes: float | None = None,
 ) -> bool:
@@ -47,6 +61,7 @@ def train_autoencoder(
     exported VAE's `scaling_factor` makes its latents unit variance. True, and exported, when it is complete.
     """
     torch.manual_seed(seed)
+    batch_size = options.batch_size
     trainer = Trainer(TrainedAutoencoder(**model_config), folder, schedule, seed, f'clips {arrays.digest}')
 
     def batch(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,7 +81,7 @@ def train_autoencoder(
         error = decoded - images
         pixels = (weights * (error.abs() + error.square())).mean()
         edges = sum(F.l1_loss(decoded.diff(dim=d), images.diff(dim=d)) for d in (-1, -2))
-        return {'loss': pixels + edges + kl_weight * kl, 'pixels': pixels, 'kl': kl}
+        return {'loss': pixels + edges + options.kl_weight * kl, 'pixels': pixels, 'kl': kl}
 
     def evaluate(step: int) -> dict[str, float]:
         images, _ = batch(trainer.generator(10**9))

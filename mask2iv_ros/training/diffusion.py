@@ -32,7 +32,7 @@ from mask2iv_ros.training.damage import DamageShares, damage_labels
 from mask2iv_ros.training.latents import LatentCache, tensors_id, weights_id
 from mask2iv_ros.training.losses import contact_cells, foreground_cells, loss_weights
 from mask2iv_ros.training.trained_parts import StageModel, count_trained, merge_adapter, select_trained
-from mask2iv_ros.training.trainer import Schedule, Trainer
+from mask2iv_ros.training.trainer import Checked, Schedule, Trainer
 
 #: Clips whose residuals give the scale of a residual target.
 SCALE_CLIPS = 512
@@ -45,7 +45,7 @@ SAMPLE_CLIPS = 6
 
 
 @dataclass
-class StageOptions:
+class StageOptions(Checked):
     """What both stages can be told.
 
     Attributes:
@@ -67,6 +67,11 @@ class StageOptions:
     weigh_vacated: bool = True
     gradient_checkpointing: bool = False
 
+    MINIMA = {'batch_size': 1, 'lora_rank': 1, 'damage_variants': 1, 'contact_size': 1}  # noqa: RUF012
+
+    def __post_init__(self):
+        self.check()
+
 
 @dataclass
 class TrajectoryOptions(StageOptions):
@@ -77,6 +82,7 @@ class TrajectoryOptions(StageOptions):
     def __post_init__(self):
         if isinstance(self.conditions, dict):
             self.conditions = ConditionShares(**self.conditions)
+        super().__post_init__()
 
 
 @dataclass
@@ -104,10 +110,11 @@ class VideoOptions(StageOptions):
     def __post_init__(self):
         if isinstance(self.damage, dict):
             self.damage = DamageShares(**self.damage)
+        super().__post_init__()
 
 
 @dataclass
-class Validation:
+class Validation(Checked):
     """How held-out clips choose the weights to export.
 
     Attributes:
@@ -123,7 +130,10 @@ class Validation:
     num_inference_steps: int | None = None
     export: str = 'best'
 
+    MINIMA = {'every_steps': 1, 'clips': 1, 'num_inference_steps': 1}  # noqa: RUF012
+
     def __post_init__(self):
+        self.check()
         if self.export not in ('best', 'last'):
             raise ValueError(f"export: expected 'best' or 'last', got {self.export!r}")
 

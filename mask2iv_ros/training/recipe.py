@@ -30,7 +30,7 @@ from mask2iv_ros.pipelines.interaction_video import InteractionVideoPipeline
 from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
 from mask2iv_ros.pipelines.mask_trajectory import MaskTrajectoryPipeline
 from mask2iv_ros.training.arrays import ClipArrays, build_arrays, stored_clips
-from mask2iv_ros.training.autoencoder import train_autoencoder
+from mask2iv_ros.training.autoencoder import AutoencoderOptions, train_autoencoder
 from mask2iv_ros.training.diffusion import (
     StageTrainer,
     TrajectoryOptions,
@@ -148,14 +148,26 @@ class Recipe:
             self.config = {**defaults, **self.config, 'sampling': sampling}
         self.seed = self.config.get('seed', 0)
         self.validation = _fill(Validation, self.config.get('validation', {}), f'{config}: validation')
-        self.options = {
-            name: (
-                _fill(Schedule, self.config[name].get('schedule', {}), f'{config}: {name}'),
-                _fill(stage.options, self.config[name].get('options', {}), f'{config}: {name}'),
-            )
-            for name, stage in STAGES.items()
-            if name in self.parts
-        }
+        self.options = {part: self._part_options(part, f'{config}: {part}') for part in self.parts}
+        if (fps := self.config['sampling'].get('fps', 1)) < 1:
+            raise ValueError(f'{config}: sampling: fps: expected at least 1, got {fps}')
+        with torch.device('meta'):  # only to know that it can be made
+            for name in NETWORKS.keys() & self.config.keys():
+                _fill(NETWORKS[name], self.config[name], f'{config}: {name}')
+            if 'autoencoder' in self.parts:
+                model = self.config['autoencoder'].get('model', {})
+                _fill(PatchAutoencoderKL, model, f'{config}: autoencoder: model')
+
+    def _part_options(self, part: str, where: str) -> tuple[Schedule, object]:
+        section = dict(self.config[part])
+        schedule = _fill(Schedule, section.pop('schedule', {}), where)
+        if part == 'autoencoder':
+            section.pop('model', None)
+            return schedule, _fill(AutoencoderOptions, section, where)
+        options = section.pop('options', {})
+        if section:
+            raise ValueError(f'{where}: unknown key {sorted(section)}; known are options and schedule')
+        return schedule, _fill(STAGES[part].options, options, where)
 
     @staticmethod
     def _model_folder(init: str | Path) -> Path:
@@ -232,15 +244,15 @@ class Recipe:
     def train(self, part: str, max_minutes: float | None = None) -> bool:
         """Train one part; True when its schedule is complete. Needs the parts before it."""
         if part == 'autoencoder':
-            options = dict(self.config[part])
+            schedule, options = self.options[part]
             return train_autoencoder(
                 self.arrays('train'),
                 self.folder / part,
-                options.pop('model'),
-                Schedule(**options.pop('schedule')),
+                self.config[part].get('model', {}),
+                schedule,
+                options,
                 seed=self.seed,
                 max_minutes=max_minutes,
-                **options,
             )
         return self.stage_trainer(part).run(self.arrays('val'), max_minutes, self.validation)
 
@@ -412,5 +424,5 @@ class Recipe:
 def _fill(options_class: type, values: dict, where: str):
     try:
         return options_class(**values)
-    except TypeError as error:  # a name too many or too few
+    except (TypeError, ValueError) as error:  # a name too many or too few, or a wrong value
         raise ValueError(f'{where}: {str(error).replace("__init__() ", "")}') from error

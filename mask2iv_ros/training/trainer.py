@@ -9,8 +9,9 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -27,8 +28,34 @@ LOG_STEPS = 25
 RECORD = 'step.json'
 
 
+class Checked:
+    """Options from a configuration file. A subclass calls `check` once its own conversions are done."""
+
+    #: Smallest value of each number; all others are at least 0.
+    MINIMA: ClassVar[dict[str, float]] = {}
+
+    def check(self) -> None:
+        """Raise ValueError for a field that is not of its type, or a number too small."""
+        kinds = {
+            'int': (int, 'a whole number'),
+            'float': ((int, float), 'a number'),
+            'bool': (bool, 'a bool'),
+        }
+        for option in fields(self):
+            kind, *optional = option.type.split(' | ')
+            value = getattr(self, option.name)
+            if kind not in kinds or (optional and value is None):
+                continue
+            types, words = kinds[kind]
+            fits = isinstance(value, types) and (kind == 'bool' or not isinstance(value, bool))
+            minimum = self.MINIMA.get(option.name, 0)
+            if not fits or (kind != 'bool' and not minimum <= value < math.inf):
+                least = '' if kind == 'bool' else f' of at least {minimum}'
+                raise ValueError(f'{option.name}: expected {words}{least}, got {value!r}')
+
+
 @dataclass
-class Schedule:
+class Schedule(Checked):
     """How a model is optimised: AdamW with linear warm-up, then at a falling or constant rate.
 
     Attributes:
@@ -52,8 +79,12 @@ class Schedule:
     gradient_accumulation_steps: int = 1
     mixed_precision: str = 'bf16'
 
+    MINIMA = {'steps': 1, 'gradient_accumulation_steps': 1}  # noqa: RUF012
+
     def __post_init__(self):
-        self.learning_rate = float(self.learning_rate)  # YAML reads 1e-5 as a text
+        for name in ('learning_rate', 'weight_decay', 'max_grad_norm'):
+            setattr(self, name, number(getattr(self, name)))
+        self.check()
         if self.decay not in ('cosine', 'constant'):
             raise ValueError(f"decay: expected 'cosine' or 'constant', got {self.decay!r}")
         if self.mixed_precision not in ('bf16', 'fp16', 'no'):
@@ -382,6 +413,14 @@ class Trainer:
                 file.write(json.dumps(record) + '\n')
             for tracker in self.accelerator.trackers:
                 tracker.log({k: v for k, v in record.items() if k not in ('step', 'seconds')}, step=self.step)
+
+
+def number(value):
+    """A float of a text such as 1e-5, which YAML does not read as a number; all else as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _complete(kept: Path, record: dict) -> None:
