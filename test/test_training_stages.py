@@ -23,6 +23,7 @@ from mask2iv_ros.pipelines.components import encode_text, image_features
 from mask2iv_ros.pipelines.conversion import convert_checkpoint
 from mask2iv_ros.pipelines.loading import load_pipeline
 from mask2iv_ros.training import trainer as trainer_module
+from mask2iv_ros.training.losses import contact_cells
 from mask2iv_ros.training.recipe import Recipe
 from mask2iv_ros.training.trained_parts import StageModel, count_trained, merge_adapter, select_trained
 from tiny_checkpoint import tiny_checkpoint
@@ -426,6 +427,14 @@ class TestObjective:
         less = {'batch_size': 1, 'gradient_checkpointing': True}
         recipe = make_recipe(tmp_path, data, init, **self.NEW, **less)
         assert recipe.stage_trainer('trajectory').trainer.step == 2
+
+
+def test_the_contact_band_is_in_proportion_to_the_picture(tmp_path, data, init):
+    """The paper's 7 pixels of 320 rows are the smallest kernel, 3, at 32 rows."""
+    stage = make_recipe(tmp_path, data, init, 'video', contact_size=7).stage_trainer('video')
+    cell = stage.arrays.labels.shape[-1] // stage.maps['contact'].shape[-1]
+    np.testing.assert_array_equal(stage.maps['contact'][0], contact_cells(stage.arrays.labels[0], cell, 3))
+    assert (stage.maps['contact'][0] != contact_cells(stage.arrays.labels[0], cell, 7)).any()
 
 
 class TestFrameRates:

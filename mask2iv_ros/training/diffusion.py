@@ -28,7 +28,7 @@ from mask2iv_ros.training.conditions import (
     goal_variants,
     without_actor,
 )
-from mask2iv_ros.training.damage import DamageShares, damage_labels
+from mask2iv_ros.training.damage import DamageShares, damage_labels, paper_kernel
 from mask2iv_ros.training.latents import LatentCache, tensors_id, weights_id
 from mask2iv_ros.training.losses import contact_cells, foreground_cells, loss_weights
 from mask2iv_ros.training.trained_parts import StageModel, count_trained, merge_adapter, select_trained
@@ -91,7 +91,7 @@ class VideoOptions(StageOptions):
 
     Attributes:
         contact_weight: loss weight of the contact band; the paper has 5, and a `foreground_weight` of 1.
-        contact_size: kernel in pixels of the contact band; the paper has 7 at 320 x 512.
+        contact_size: kernel of the contact band, see `paper_kernel`; the paper has 7.
         damage: what is done to the masks; the fields of `DamageShares`. It comes before `masks`.
         damage_variants: damaged versions of each clip that samples are drawn from.
         masks: 'both', 'actor' or 'none', see `InteractionVideoPipeline`.
@@ -249,7 +249,7 @@ class StageTrainer(ABC):
             'foreground': self.cache.rows('foreground', lambda i: foreground_cells(labels[i], cell), made_of)
         }
         if isinstance(self.options, VideoOptions) and self.options.contact_weight != 1:
-            size = self.options.contact_size
+            size = paper_kernel(self.options.contact_size, labels.shape[-2])
             maps['contact'] = self.cache.rows(
                 'contact', lambda i: contact_cells(labels[i], cell, size), f'{made_of} {size}'
             )
