@@ -186,6 +186,24 @@ class TestBestWeights:
         assert trainer.best == {}
         assert torch.equal(trainer.final_state(best=True)['0.weight'], trainer.final_state()['0.weight'])
 
+    def test_a_fresh_start_knows_nothing_of_the_best_before(self, tmp_path):
+        self.train(tmp_path, self.SCORES)
+        shutil.rmtree(tmp_path / 'checkpoint')
+        trainer = self.train(tmp_path, [-1.0] * 5)
+        assert trainer.best == {'step': 2, 'score': -1.0}
+
+    @pytest.mark.parametrize('other', [{'seed': 1}, {'data': 'others'}, {'objective': {'weight': 2}}])
+    def test_the_best_of_another_run_is_not_exported(self, tmp_path, other):
+        trainer = self.train(tmp_path, self.SCORES)
+        again = Trainer(torch.nn.Sequential(torch.nn.Linear(4, 4)), tmp_path, trainer.schedule)
+        assert again.best == {'step': 4, 'score': 3.0}
+        path = tmp_path / 'best/step.json'
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({**record, 'run': {**record['run'], **other}}))
+        again = Trainer(torch.nn.Sequential(torch.nn.Linear(4, 4)), tmp_path, trainer.schedule)
+        assert again.best == {}
+        assert torch.equal(again.final_state(best=True)['0.weight'], again.final_state()['0.weight'])
+
     def test_scores_are_logged(self, tmp_path):
         self.train(tmp_path, self.SCORES)
         lines = [json.loads(line) for line in (tmp_path / 'losses.jsonl').read_text().splitlines()]
@@ -205,10 +223,20 @@ class TestSchedule:
         schedule = Schedule(steps=100, learning_rate=0.5, warmup_steps=0, decay='constant')
         assert {schedule.learning_rate_at(step) for step in range(100)} == {0.5}
 
-    @pytest.mark.parametrize('wrong', [{'decay': 'linear'}, {'mixed_precision': 'fp8'}])
+    @pytest.mark.parametrize(
+        'wrong',
+        [
+            {'decay': 'linear'},
+            {'mixed_precision': 'fp8'},
+            {'steps': '100'},
+            {'steps': 0},
+            {'learning_rate': 'fast'},
+            {'warmup_steps': -1},
+        ],
+    )
     def test_what_it_does_not_know_is_refused(self, wrong):
         with pytest.raises(ValueError, match='expected'):
-            Schedule(steps=1, learning_rate=1.0, **wrong)
+            Schedule(**{'steps': 1, 'learning_rate': 1.0, **wrong})
 
 
 TWO_PROCESSES = """
@@ -257,6 +285,47 @@ def test_two_processes_see_different_batches_and_stay_one_model(tmp_path):
     assert first['weights'] == second['weights']
     lines = [json.loads(line) for line in (tmp_path / 'out/losses.jsonl').read_text().splitlines()]
     assert [line['step'] for line in lines] == [2, 4]
+
+
+TWO_AUTOENCODERS = """
+import sys, torch
+from pathlib import Path
+from accelerate import PartialState
+from mask2iv_ros.training import autoencoder
+from mask2iv_ros.training.arrays import ClipArrays
+from mask2iv_ros.training.latents import weights_id
+from mask2iv_ros.training.trainer import Schedule, Trainer
+
+state = PartialState(cpu=True)
+folder = Path(sys.argv[1])
+
+class KeptTrainer(Trainer):
+    def final_state(self, best=False):
+        (folder / f'weights_{state.process_index}').write_text(weights_id(self.model.module))
+        return super().final_state(best)
+
+autoencoder.Trainer = KeptTrainer
+sizes = {'block_out_channels': [4, 4], 'latent_channels': 4, 'norm_num_groups': 2}
+schedule = Schedule(2, 0.01, warmup_steps=0, ema_decay=None, mixed_precision='no')
+arrays = ClipArrays.load(folder / 'arrays')
+options = autoencoder.AutoencoderOptions(batch_size=12)
+autoencoder.train_autoencoder(arrays, folder / 'vae', sizes, schedule, options)
+"""
+
+
+def test_two_processes_train_one_autoencoder(tmp_path):
+    build_arrays([moving_clip(seed) for seed in range(2)], 2, tmp_path / 'arrays', (32, 32), 8)
+    (tmp_path / 'script.py').write_text(TWO_AUTOENCODERS)
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+    run = subprocess.run(
+        [*command, str(tmp_path / 'script.py'), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+    )
+    assert run.returncode == 0, run.stderr
+    first, second = ((tmp_path / f'weights_{rank}').read_text() for rank in range(2))
+    assert first == second
 
 
 @pytest.fixture(scope='module')
@@ -363,6 +432,23 @@ def test_trained_model_is_small_safetensors_and_generates(run):
     labels = np.pad(clip.labels[:1], ((0, 0), (0, 0), (8, 8)))
     out = pipeline(framed, labels, 'push it')
     assert out.frames.shape == (1, 8, 32, 48, 3)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'batchsize': 3}, r"autoencoder: .* unexpected keyword argument 'batchsize'"),
+        ({'batch_size': 1}, 'batch_size: expected a whole number of at least 2, got 1'),
+        ({'model': {'patchsize': 4}}, r"autoencoder: model: .* unexpected keyword argument 'patchsize'"),
+        ({'schedule': {'steps': '100', 'learning_rate': 1}}, "steps: expected a whole .* got '100'"),
+    ],
+)
+def test_an_autoencoders_options_are_checked_before_anything_runs(tmp_path, change, message):
+    config = yaml.safe_load(CONFIG.read_text())
+    config['autoencoder'] |= change
+    (tmp_path / 'config.yaml').write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match=message):
+        Recipe(tmp_path / 'config.yaml', tmp_path, tmp_path / 'out')
 
 
 def test_a_stage_without_its_autoencoder_says_so(run, tmp_path):

@@ -20,6 +20,7 @@ from mask2iv_ros.training.damage import (
     dropped_frames,
     jitter,
     lost_object,
+    paper_kernel,
 )
 from mask2iv_ros.training.latents import cached_rows, encode_images, weights_id
 from mask2iv_ros.training.losses import contact_cells, foreground_cells, loss_weights
@@ -73,6 +74,9 @@ class TestDamage:
             damaged = [dilate_or_erode(labels, np.random.default_rng(seed)) for seed in range(40)]
             widths[height] = {int(clip.any(axis=(0, 1)).sum()) for clip in damaged}
         assert widths == {64: {18, 22}, 320: {14, 16, 18, 22, 24, 26}}
+
+    def test_kernels_are_odd_and_in_proportion_to_the_height(self):
+        assert [paper_kernel(7, height) for height in (32, 128, 320, 640)] == [3, 3, 7, 13]
 
     def test_jitter_shows_a_neighbouring_frame(self):
         shifts = set()

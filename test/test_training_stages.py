@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from mask2iv_ros.pipelines.components import encode_text, image_features
 from mask2iv_ros.pipelines.conversion import convert_checkpoint
 from mask2iv_ros.pipelines.loading import load_pipeline
 from mask2iv_ros.training import trainer as trainer_module
+from mask2iv_ros.training.losses import contact_cells
 from mask2iv_ros.training.recipe import Recipe
 from mask2iv_ros.training.trained_parts import StageModel, count_trained, merge_adapter, select_trained
 from tiny_checkpoint import tiny_checkpoint
@@ -40,6 +42,7 @@ UNET = {
     'cross_attention_dim': 384,
     'norm_num_groups': 4,
 }
+STEP = {'steps': 1, 'learning_rate': 1}
 PROJECTOR = {
     'embedding_dim': 4,
     'output_dim': 384,
@@ -193,6 +196,18 @@ class TestLora:
         assert (adapted - plain).abs().max() > 1e-4
 
 
+def test_a_lora_leaves_the_image_projector_as_it_was(tmp_path, data, dynamicrafter):
+    """Although it runs in bfloat16 where there is a GPU."""
+    stage = make_recipe(tmp_path, data, dynamicrafter, trained='lora').stage_trainer('trajectory')
+    stage._stage_model().bfloat16()
+    stage.export(best=False)
+    name = 'diffusion_pytorch_model.safetensors'
+    before = load_file(dynamicrafter / 'trajectory_image_projector' / name)
+    after = load_file(tmp_path / 'run/trajectory/image_projector' / name)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key].half(), after[key]) for key in before)
+
+
 class TestResume:
     def test_a_killed_run_repeats_the_losses_it_lost(self, tmp_path, data, init, monkeypatch):
         """With dropout, accumulated gradients and scores on the way."""
@@ -302,6 +317,28 @@ class TestTrajectoryInputs:
         assert (first - target[:, :, 0]).abs().max() > 0.01
 
 
+def test_arrays_follow_a_dataset_that_is_made_anew_in_its_place(tmp_path, init):
+    def make(*seeds):
+        with LeRobotClipWriter(tmp_path / 'data' / 'train') as writer:
+            for seed in seeds:
+                writer.add(moving_clip(seed))
+
+    make(0, 2)
+    out = tmp_path / 'data/train/out'  # whose files are none of the dataset's
+    recipe = make_recipe(tmp_path, tmp_path / 'data/train', init)
+    recipe.folder = recipe.cache = out
+    before = recipe.arrays('test')
+    index = out / 'arrays/test/index.json'
+    made = index.stat().st_mtime_ns
+    recipe.arrays('test')
+    assert index.stat().st_mtime_ns == made
+    out.rename(tmp_path / 'kept')
+    shutil.rmtree(tmp_path / 'data/train')
+    make(4, 6)
+    (tmp_path / 'kept').rename(out)
+    assert recipe.arrays('test').digest != before.digest
+
+
 @pytest.fixture(scope='module')
 def dynamicrafter(tmp_path_factory) -> Path:
     """A tiny DynamiCrafter checkpoint, converted: where the paper's training starts."""
@@ -357,6 +394,76 @@ class TestFrozenNetworks:
         recipe.init = tmp_path / 'other'
         with pytest.raises(ValueError, match='to start anew'):
             recipe.stage_trainer('trajectory')
+
+
+class TestObjective:
+    """A checkpoint goes on with what it was trained for."""
+
+    NEW = {'unet': UNET, 'image_projector': PROJECTOR}  # noqa: RUF012
+
+    @pytest.mark.parametrize(
+        ('change', 'message'),
+        [
+            ({'residual': False}, r"residual_scale': \d.*now it is .*residual_scale': None"),
+            ({'foreground_weight': 3}, r"foreground_weight': 5.0}, now it is {'foreground_weight': 3}"),
+            ({'conditions': {'neither': 0.1}}, r"'neither': 0.1"),
+        ],
+    )
+    def test_another_one_is_refused(self, tmp_path, data, init, change, message):
+        make_recipe(tmp_path, data, init, **self.NEW).stage_trainer('trajectory').trainer.save()
+        other = make_recipe(tmp_path, data, init, **self.NEW, **change)
+        with pytest.raises(ValueError, match=message + '.* to start anew'):
+            other.stage_trainer('trajectory')
+
+    def test_other_damage_is_refused(self, tmp_path, data, init):
+        make_recipe(tmp_path, data, init, 'video').stage_trainer('video').trainer.save()
+        with pytest.raises(ValueError, match=r"'jitter': 0.1"):
+            make_recipe(tmp_path, data, init, 'video', damage={'jitter': 0.1}).stage_trainer('video')
+
+    def test_what_only_saves_memory_may_change(self, tmp_path, data, init):
+        stage = make_recipe(tmp_path, data, init, **self.NEW).stage_trainer('trajectory')
+        stage.trainer.step = 2
+        stage.trainer.save()
+        less = {'batch_size': 1, 'gradient_checkpointing': True}
+        recipe = make_recipe(tmp_path, data, init, **self.NEW, **less)
+        assert recipe.stage_trainer('trajectory').trainer.step == 2
+
+
+def test_the_contact_band_is_in_proportion_to_the_picture(tmp_path, data, init):
+    """The paper's 7 pixels of 320 rows are the smallest kernel, 3, at 32 rows."""
+    stage = make_recipe(tmp_path, data, init, 'video', contact_size=7).stage_trainer('video')
+    cell = stage.arrays.labels.shape[-1] // stage.maps['contact'].shape[-1]
+    np.testing.assert_array_equal(stage.maps['contact'][0], contact_cells(stage.arrays.labels[0], cell, 3))
+    assert (stage.maps['contact'][0] != contact_cells(stage.arrays.labels[0], cell, 7)).any()
+
+
+class TestFrameRates:
+    """The UNet is told of the same rates in training, in validation and in the model."""
+
+    def told(self, tmp_path, data, init, rates, **sampling) -> tuple[list[int], list[int], float]:
+        recipe = make_recipe(tmp_path, data, init)
+        recipe.config['sampling'] |= sampling
+        arrays = recipe.arrays('train')
+        index = tmp_path / 'run/arrays/train/index.json'
+        index.write_text(json.dumps({**json.loads(index.read_text()), 'fps': rates}))
+        stage = recipe.stage_trainer('trajectory')
+        told = []
+        stage.pipeline.unet.register_forward_pre_hook(lambda _, args: told.append(args[4].tolist()))
+        stage.loss_at(torch.Generator().manual_seed(0))
+        clips = torch.randint(len(arrays), (2,), generator=torch.Generator().manual_seed(0))
+        assert told == [[stage.rates(stage.arrays)[i] for i in clips]]
+        told.clear()
+        stage.pipeline.set_progress_bar_config(disable=True)
+        assert len(list(stage.predict(stage.arrays, np.arange(4), 1))) == 4
+        return stage.rates(stage.arrays).tolist(), np.concatenate(told).tolist(), recipe._description['fps']
+
+    def test_each_clip_has_its_own_and_the_model_their_median(self, tmp_path, data, init):
+        told = self.told(tmp_path, data, init, [0.3, 3.6, 3.8, 30.0])
+        assert told == ([1, 4, 4, 30], [1, 4, 4, 30], 4.0)
+
+    def test_a_configuration_may_say_one_for_all(self, tmp_path, data, init):
+        told = self.told(tmp_path, data, init, [0.3, 3.6, 3.8, 30.0], fps=15.0)
+        assert told == ([15] * 4, [15] * 4, 15.0)
 
 
 class TestConfigurations:
@@ -438,6 +545,9 @@ class TestConfigurations:
             ({'scheduler': {}}, 'are those of the model'),
             ({'validation': {'clip': 1}}, "validation: .* unexpected keyword argument 'clip'"),
             ({'video': {'schedule': {}}}, "video: .* 'steps' and 'learning_rate'"),
+            ({'video': {'option': {}, 'schedule': STEP}}, r"video: unknown key \['option'\]"),
+            ({'video': {'options': {'damage_variants': 0}, 'schedule': STEP}}, 'damage_variants: expected'),
+            ({'sampling': {'fps': 0.5}}, 'fps: expected at least 1'),
         ],
     )
     def test_a_configuration_that_makes_no_sense_says_why(self, change, message, tmp_path, data, init):

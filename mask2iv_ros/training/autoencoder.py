@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,35 @@ from mask2iv_ros.labels import labels_to_rgb
 from mask2iv_ros.models.autoencoder import PatchAutoencoderKL
 from mask2iv_ros.pipelines.components import images_to_tensor, tensor_to_images
 from mask2iv_ros.training.arrays import ClipArrays
-from mask2iv_ros.training.trainer import Schedule, Trainer
+from mask2iv_ros.training.trainer import Checked, Schedule, Trainer, number
 
 #: Loss weight of a pixel by its label: background, object, actor, part.
 LABEL_WEIGHTS = np.array([1, 8, 2, 8], dtype=np.float32)
+
+
+@dataclass
+class AutoencoderOptions(Checked):
+    """Options of the VAE's training. `batch_size`: images a batch, on each process; half of them masks."""
+
+    batch_size: int = 16
+    kl_weight: float = 1e-5
+
+    MINIMA = {'batch_size': 2}  # noqa: RUF012
+
+    def __post_init__(self):
+        self.kl_weight = number(self.kl_weight)
+        self.check()
+
+
+class TrainedAutoencoder(PatchAutoencoderKL):
+    """Its `forward` is all of a training step, because gradients are averaged over processes around it."""
+
+    def forward(self, images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of images (B, 3, H, W): reconstructions of drawn latents, and KL a latent number (B,)."""
+        posterior = self.encode(images).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(images.device)
+        decoded = self.decode(posterior.mean + posterior.std * noise).sample
+        return decoded, posterior.kl() / posterior.mean[0].numel()
 
 
 def train_autoencoder(
@@ -24,8 +50,7 @@ def train_autoencoder(
     folder: Path,
     model_config: dict,
     schedule: Schedule,
-    batch_size: int = 16,
-    kl_weight: float = 1e-5,
+    options: AutoencoderOptions,
     seed: int = 0,
     max_minutes: float | None = None,
 ) -> bool:
@@ -36,7 +61,8 @@ def train_autoencoder(
     exported VAE's `scaling_factor` makes its latents unit variance. True, and exported, when it is complete.
     """
     torch.manual_seed(seed)
-    trainer = Trainer(PatchAutoencoderKL(**model_config), folder, schedule, seed, f'clips {arrays.digest}')
+    batch_size = options.batch_size
+    trainer = Trainer(TrainedAutoencoder(**model_config), folder, schedule, seed, f'clips {arrays.digest}')
 
     def batch(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         clip = torch.randint(len(arrays), (batch_size,), generator=generator).tolist()
@@ -50,15 +76,12 @@ def train_autoencoder(
 
     def loss_at(generator: torch.Generator) -> dict[str, torch.Tensor]:
         images, weights = batch(generator)
-        vae = trainer.accelerator.unwrap_model(trainer.model)
-        posterior = vae.encode(images).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(trainer.device)
-        decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float()
+        decoded, kl = trainer.model(images, generator)
+        decoded, kl = decoded.float(), kl.float().mean()
         error = decoded - images
         pixels = (weights * (error.abs() + error.square())).mean()
         edges = sum(F.l1_loss(decoded.diff(dim=d), images.diff(dim=d)) for d in (-1, -2))
-        kl = posterior.kl().float().mean() / posterior.mean[0].numel()
-        return {'loss': pixels + edges + kl_weight * kl, 'pixels': pixels, 'kl': kl}
+        return {'loss': pixels + edges + options.kl_weight * kl, 'pixels': pixels, 'kl': kl}
 
     def evaluate(step: int) -> dict[str, float]:
         images, _ = batch(trainer.generator(10**9))

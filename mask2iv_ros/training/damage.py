@@ -48,13 +48,17 @@ class DamageShares:
         return {name: share for name, share in asdict(self).items() if name in DAMAGES}
 
 
+def paper_kernel(size: int, height: int) -> int:
+    """A kernel of `size` pixels at `PAPER_HEIGHT`, in proportion at `height`: odd, and never below 3."""
+    return max(3, 2 * round((size * height / PAPER_HEIGHT - 1) / 2) + 1)
+
+
 def dilate_or_erode(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Dilate or erode all masks of the clip by one kernel (Mask2IV, arXiv 2510.03135).
 
     The kernel is 3, 5 or 7 pixels at `PAPER_HEIGHT`, in proportion at others, but never below 3.
     """
-    size = int(rng.choice((3, 5, 7))) * labels.shape[1] / PAPER_HEIGHT
-    size = max(3, 2 * round((size - 1) / 2) + 1)
+    size = paper_kernel(int(rng.choice((3, 5, 7))), labels.shape[1])
     operation = lb.dilate if rng.random() < 0.5 else lb.erode
     return lb.combine_masks(
         operation(labels == lb.OBJECT, size),

@@ -7,7 +7,8 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -27,22 +28,24 @@ from mask2iv_ros.training.conditions import (
     goal_variants,
     without_actor,
 )
-from mask2iv_ros.training.damage import DamageShares, damage_labels
+from mask2iv_ros.training.damage import DamageShares, damage_labels, paper_kernel
 from mask2iv_ros.training.latents import LatentCache, tensors_id, weights_id
 from mask2iv_ros.training.losses import contact_cells, foreground_cells, loss_weights
 from mask2iv_ros.training.trained_parts import StageModel, count_trained, merge_adapter, select_trained
-from mask2iv_ros.training.trainer import Schedule, Trainer
+from mask2iv_ros.training.trainer import Checked, Schedule, Trainer
 
 #: Clips whose residuals give the scale of a residual target.
 SCALE_CLIPS = 512
 #: Texts, or clips, that a frozen network sees at once.
 FROZEN_BATCH = 8
+#: Options that may change in the middle of a training.
+FREE_OPTIONS = ('batch_size', 'gradient_checkpointing')
 #: Held-out clips in a sample picture.
 SAMPLE_CLIPS = 6
 
 
 @dataclass
-class StageOptions:
+class StageOptions(Checked):
     """What both stages can be told.
 
     Attributes:
@@ -64,6 +67,11 @@ class StageOptions:
     weigh_vacated: bool = True
     gradient_checkpointing: bool = False
 
+    MINIMA = {'batch_size': 1, 'lora_rank': 1, 'damage_variants': 1, 'contact_size': 1}  # noqa: RUF012
+
+    def __post_init__(self):
+        self.check()
+
 
 @dataclass
 class TrajectoryOptions(StageOptions):
@@ -74,6 +82,7 @@ class TrajectoryOptions(StageOptions):
     def __post_init__(self):
         if isinstance(self.conditions, dict):
             self.conditions = ConditionShares(**self.conditions)
+        super().__post_init__()
 
 
 @dataclass
@@ -82,7 +91,7 @@ class VideoOptions(StageOptions):
 
     Attributes:
         contact_weight: loss weight of the contact band; the paper has 5, and a `foreground_weight` of 1.
-        contact_size: kernel in pixels of the contact band; the paper has 7 at 320 x 512.
+        contact_size: kernel of the contact band, see `paper_kernel`; the paper has 7.
         damage: what is done to the masks; the fields of `DamageShares`. It comes before `masks`.
         damage_variants: damaged versions of each clip that samples are drawn from.
         masks: 'both', 'actor' or 'none', see `InteractionVideoPipeline`.
@@ -101,10 +110,11 @@ class VideoOptions(StageOptions):
     def __post_init__(self):
         if isinstance(self.damage, dict):
             self.damage = DamageShares(**self.damage)
+        super().__post_init__()
 
 
 @dataclass
-class Validation:
+class Validation(Checked):
     """How held-out clips choose the weights to export.
 
     Attributes:
@@ -120,7 +130,10 @@ class Validation:
     num_inference_steps: int | None = None
     export: str = 'best'
 
+    MINIMA = {'every_steps': 1, 'clips': 1, 'num_inference_steps': 1}  # noqa: RUF012
+
     def __post_init__(self):
+        self.check()
         if self.export not in ('best', 'last'):
             raise ValueError(f"export: expected 'best' or 'last', got {self.export!r}")
 
@@ -134,6 +147,8 @@ class StageTrainer(ABC):
         cache: of those clips and the pipeline's VAE.
         folder: of the run; `export` writes the networks' folders, `stage.json` and a LoRA's `adapter/`.
         is_new: the networks have random weights, so that `options.residual` is free.
+        fps: the frame rate that the UNet is told of every clip, in training and validation; None for each
+            clip's own.
 
     Raises:
         ValueError: options that do not fit each other or the networks.
@@ -149,10 +164,11 @@ class StageTrainer(ABC):
         options: TrajectoryOptions | VideoOptions,
         seed: int = 0,
         is_new: bool = True,
+        fps: float | None = None,
     ):
         self.pipeline, self.arrays, self.cache = pipeline, arrays, cache
         self.folder, self.options, self.seed = folder, options, seed
-        self.scheduler = pipeline.scheduler
+        self.scheduler, self.fps = pipeline.scheduler, fps
         self.device = cache.vae.device
         for network in (pipeline.text_encoder, pipeline.image_encoder):
             if network is not None:
@@ -233,7 +249,7 @@ class StageTrainer(ABC):
             'foreground': self.cache.rows('foreground', lambda i: foreground_cells(labels[i], cell), made_of)
         }
         if isinstance(self.options, VideoOptions) and self.options.contact_weight != 1:
-            size = self.options.contact_size
+            size = paper_kernel(self.options.contact_size, labels.shape[-2])
             maps['contact'] = self.cache.rows(
                 'contact', lambda i: contact_cells(labels[i], cell, size), f'{made_of} {size}'
             )
@@ -256,7 +272,8 @@ class StageTrainer(ABC):
 
     def _prepare(self, schedule: Schedule) -> Trainer:
         model = self._stage_model()
-        self.base_unet = copy.deepcopy(model.unet) if self.options.trained == 'lora' else None
+        # As it was before bfloat16 and the adapter.
+        self.base = copy.deepcopy(model) if self.options.trained == 'lora' else None
         torch.manual_seed(self.seed)
         if self.options.trained == 'lora' and self.device.type == 'cuda':
             model.bfloat16()
@@ -269,13 +286,25 @@ class StageTrainer(ABC):
                 network.enable_gradient_checkpointing()
         self.made_of.append(tensors_id({n: p for n, p in model.named_parameters() if not p.requires_grad}))
         data = hashlib.sha256(' '.join(self.made_of).encode()).hexdigest()
-        trainer = Trainer(model, self.folder, schedule, self.seed, f'latents {data}')
+        trainer = Trainer(model, self.folder, schedule, self.seed, f'latents {data}', self._objective)
         counts = count_trained(model)
         trainer.accelerator.print(
             f'{self.folder}: {counts["trained_parameters"]:,} of {counts["parameters"]:,} parameters trained '
             f'({counts["trained_tensors"]} of {counts["tensors"]} tensors), {len(self.arrays)} clips'
         )
         return trainer
+
+    @property
+    def _objective(self) -> dict:
+        facts = {k: v for k, v in asdict(self.options).items() if k not in (*FREE_OPTIONS, 'residual')}
+        scale = self.pipeline.config.residual_scale
+        # Rounded, as the last digits of a mean may differ between machines.
+        facts['residual_scale'] = scale and float(f'{scale:.4g}')
+        facts['fps'] = self.fps
+        if 'masks' in facts:
+            has_controlnet = self.pipeline.controlnet is not None
+            facts |= {'masks': self.pipeline.config.masks, 'controlnet': has_controlnet}
+        return facts
 
     def _stage_model(self) -> StageModel:
         pipeline = self.pipeline
@@ -285,6 +314,18 @@ class StageTrainer(ABC):
         """float32 latents on the device, (B, C, T, h, w) or (B, C, h, w)."""
         latents = torch.from_numpy(self.latents[name][index].astype(np.float32)).to(self.device)
         return latents.transpose(1, 2) if latents.ndim == 5 else latents
+
+    def rates(self, clips: ClipArrays) -> np.ndarray:
+        """(N,) int64 frames a second that the UNet is told of each clip, at least 1."""
+        rates = clips.fps if self.fps is None else np.full(len(clips), self.fps)
+        return np.maximum(1, np.round(rates)).astype(np.int64)
+
+    def _batches(self, clips: ClipArrays, picks: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+        """The picks in their order, as many at once as a batch has and one rate allows, and the rate."""
+        rates = self.rates(clips)[picks]
+        for start, end in pairwise([0, *(np.flatnonzero(np.diff(rates)) + 1), len(picks)]):
+            for first in range(start, end, self.options.batch_size):
+                yield picks[first : min(first + self.options.batch_size, end)], int(rates[start])
 
     def loss_at(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """v-prediction loss of one random batch, weighted by `loss_weights`."""
@@ -307,7 +348,7 @@ class StageTrainer(ABC):
             timesteps,
             torch.from_numpy(self.texts[text]).to(self.device),
             features,
-            torch.from_numpy(self.arrays.fps[clips].round()).long().to(self.device),
+            torch.from_numpy(self.rates(self.arrays)[clips]).to(self.device),
         )
         error = (predicted.float() - velocity).square().mean(dim=1)
         weights = loss_weights(
@@ -350,12 +391,13 @@ class StageTrainer(ABC):
         state = self.trainer.final_state(best)
         if self.trainer.accelerator.is_main_process:
             pipeline = self.pipeline
-            networks = dict(self._stage_model().named_children())
-            if self.base_unet is not None:
+            if self.base is not None:
                 self.trainer.accelerator.unwrap_model(self.trainer.model).load_state_dict(state)
                 pipeline.unet.save_lora_adapter(self.folder / 'adapter')
-                networks['unet'] = merge_adapter(self.base_unet, self.folder / 'adapter')
+                networks = dict(self.base.named_children())
+                networks['unet'] = merge_adapter(self.base.unet, self.folder / 'adapter')
             else:
+                networks = dict(self._stage_model().named_children())
                 networks = {name: type(n).from_config(n.config) for name, n in networks.items()}
                 for name, network in networks.items():
                     network.load_state_dict({k: state[f'{name}.{k}'] for k in network.state_dict()})
@@ -422,14 +464,14 @@ class TrajectoryTrainer(StageTrainer):
 
     def predict(self, clips, picks, steps):
         shares = self.options.conditions
-        for start in range(0, len(picks), self.options.batch_size):
-            batch = picks[start : start + self.options.batch_size]
+        for batch, fps in self._batches(clips, picks):
             yield from self.pipeline(
                 clips.frames[batch, 0],
                 clips.labels[batch, 0],
                 [clips.tasks[i] if shares.goal_only < 1 else '' for i in batch],
                 lb.goal_labels(clips.labels[batch]) if shares.text_only < 1 else None,
                 num_inference_steps=steps,
+                fps=fps,
                 generator=[torch.Generator().manual_seed(int(i)) for i in batch],
             ).labels
 
@@ -515,13 +557,13 @@ class VideoTrainer(StageTrainer):
         return video, first, condition, self.text_index[clips] if self._has_text() else np.zeros_like(clips)
 
     def predict(self, clips, picks, steps):
-        for start in range(0, len(picks), self.options.batch_size):
-            batch = picks[start : start + self.options.batch_size]
+        for batch, fps in self._batches(clips, picks):
             yield from self.pipeline(
                 clips.frames[batch, 0],
                 clips.labels[batch],
                 [clips.tasks[i] for i in batch],
                 num_inference_steps=steps,
+                fps=fps,
                 generator=[torch.Generator().manual_seed(int(i)) for i in batch],
             ).frames
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +30,7 @@ from mask2iv_ros.pipelines.interaction_video import InteractionVideoPipeline
 from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
 from mask2iv_ros.pipelines.mask_trajectory import MaskTrajectoryPipeline
 from mask2iv_ros.training.arrays import ClipArrays, build_arrays, stored_clips
-from mask2iv_ros.training.autoencoder import train_autoencoder
+from mask2iv_ros.training.autoencoder import AutoencoderOptions, train_autoencoder
 from mask2iv_ros.training.diffusion import (
     StageTrainer,
     TrajectoryOptions,
@@ -85,6 +88,9 @@ class Recipe:
     the model `init`, whose other networks are taken over. Stages start from the networks of `init`, unless
     the configuration has `unet` and `image_projector`: then from new ones of that size.
 
+    `fps` of `sampling` is the frame rate that the UNets are told of every clip and that the model works at.
+    Without it they are told each clip's own, and the model's is the median of the training clips'.
+
     Args:
         config: YAML file, see config/train/.
         data: folder with datasets `train` and maybe `val` and `test`, as `mask2iv simulate` writes; or a
@@ -135,19 +141,31 @@ class Recipe:
         self.init = self._model_folder(init) if init else None
         if self.init:
             defaults = {key: self._index[key] for key in ('sample_size', 'num_frames')}
-            sampling = {key: self._index[key] for key in ('num_inference_steps', 'eta', 'fps')}
+            sampling = {key: self._index[key] for key in ('num_inference_steps', 'eta')}
             sampling |= self.config.get('sampling', {})
             self.config = {**defaults, **self.config, 'sampling': sampling}
         self.seed = self.config.get('seed', 0)
         self.validation = _fill(Validation, self.config.get('validation', {}), f'{config}: validation')
-        self.options = {
-            name: (
-                _fill(Schedule, self.config[name].get('schedule', {}), f'{config}: {name}'),
-                _fill(stage.options, self.config[name].get('options', {}), f'{config}: {name}'),
-            )
-            for name, stage in STAGES.items()
-            if name in self.parts
-        }
+        self.options = {part: self._part_options(part, f'{config}: {part}') for part in self.parts}
+        if (fps := self.config['sampling'].get('fps', 1)) < 1:
+            raise ValueError(f'{config}: sampling: fps: expected at least 1, got {fps}')
+        with torch.device('meta'):  # only to know that it can be made
+            for name in NETWORKS.keys() & self.config.keys():
+                _fill(NETWORKS[name], self.config[name], f'{config}: {name}')
+            if 'autoencoder' in self.parts:
+                model = self.config['autoencoder'].get('model', {})
+                _fill(PatchAutoencoderKL, model, f'{config}: autoencoder: model')
+
+    def _part_options(self, part: str, where: str) -> tuple[Schedule, object]:
+        section = dict(self.config[part])
+        schedule = _fill(Schedule, section.pop('schedule', {}), where)
+        if part == 'autoencoder':
+            section.pop('model', None)
+            return schedule, _fill(AutoencoderOptions, section, where)
+        options = section.pop('options', {})
+        if section:
+            raise ValueError(f'{where}: unknown key {sorted(section)}; known are options and schedule')
+        return schedule, _fill(STAGES[part].options, options, where)
 
     @staticmethod
     def _model_folder(init: str | Path) -> Path:
@@ -166,7 +184,8 @@ class Recipe:
         if not views:
             raise ValueError(f'{reader.path}: {split} has no masks to train on; `mask2iv segment` makes some')
         size, num_frames = tuple(self.config['sample_size']), self.config['num_frames']
-        stamp = json.dumps([str(reader.path.resolve()), len(reader), views, size, num_frames])
+        files = self._files_id(reader.path)
+        stamp = json.dumps([str(reader.path.resolve()), files, len(reader), views, size, num_frames])
         made_of = folder / 'made_of.json'
         with self.state.main_process_first():
             if not made_of.is_file() or made_of.read_text() != stamp:
@@ -182,6 +201,18 @@ class Recipe:
                 )
                 build_arrays(clips, len(views), folder, size, num_frames, start)
         return ClipArrays.load(folder)
+
+    def _files_id(self, path: Path) -> str:
+        """sha256, hex, of names, sizes and times of the files below `path`, without those of this run."""
+        mine = {self.folder.resolve(), self.cache.resolve()}
+        digest = hashlib.sha256()
+        for parent, folders, names in os.walk(path.resolve()):
+            folders[:] = sorted(name for name in folders if Path(parent, name) not in mine)
+            for name in sorted(names):
+                file = Path(parent, name)
+                facts = file.stat()
+                digest.update(f'{file} {facts.st_size} {facts.st_mtime_ns}\n'.encode())
+        return digest.hexdigest()
 
     def _episodes(self, split: str) -> tuple[EpisodeReader, list[int]]:
         if split in ('train', 'val') and not self._has_split('val'):
@@ -211,15 +242,15 @@ class Recipe:
     def train(self, part: str, max_minutes: float | None = None) -> bool:
         """Train one part; True when its schedule is complete. Needs the parts before it."""
         if part == 'autoencoder':
-            options = dict(self.config[part])
+            schedule, options = self.options[part]
             return train_autoencoder(
                 self.arrays('train'),
                 self.folder / part,
-                options.pop('model'),
-                Schedule(**options.pop('schedule')),
+                self.config[part].get('model', {}),
+                schedule,
+                options,
                 seed=self.seed,
                 max_minutes=max_minutes,
-                **options,
             )
         return self.stage_trainer(part).run(self.arrays('val'), max_minutes, self.validation)
 
@@ -251,6 +282,7 @@ class Recipe:
             options,
             seed=self.seed,
             is_new=is_new,
+            fps=self.config['sampling'].get('fps'),
             **more,
         )
 
@@ -273,8 +305,9 @@ class Recipe:
                 'scheduler': RescaledDDIMScheduler(**self.config['scheduler']),
                 'text_encoder': PackagedTextEncoder(),
             }
-        sampling = {'num_frames': self.config['num_frames'], **self.config['sampling']}
-        return STAGES[stage].pipeline(**frozen, **networks, **sampling)
+        return STAGES[stage].pipeline(
+            **frozen, **networks, num_frames=self.config['num_frames'], **self._sampling
+        )
 
     def _new_networks(self, options: TrajectoryOptions | VideoOptions) -> dict:
         torch.manual_seed(self.seed)
@@ -316,6 +349,7 @@ class Recipe:
         New weights are float16; those of `init` are copied as they are.
         """
         folder, fresh = self.folder / 'model', self.folder / 'model.new'
+        _ = self._sampling  # may read clips, for which all processes wait
         if self.state.is_main_process:
             shutil.rmtree(fresh, ignore_errors=True)
             if self.init:
@@ -372,14 +406,21 @@ class Recipe:
     def _index(self) -> dict:
         return json.loads((self.init / 'model_index.json').read_text())
 
+    @cached_property
+    def _sampling(self) -> dict:
+        sampling = self.config['sampling']
+        if 'fps' in sampling:
+            return sampling
+        return {**sampling, 'fps': max(1.0, float(np.round(np.median(self.arrays('train').fps))))}
+
     @property
     def _description(self) -> dict:
         keys = ('name', 'sample_size', 'num_frames')
-        return {**{key: self.config[key] for key in keys}, **self.config['sampling']}
+        return {**{key: self.config[key] for key in keys}, **self._sampling}
 
 
 def _fill(options_class: type, values: dict, where: str):
     try:
         return options_class(**values)
-    except TypeError as error:  # a name too many or too few
+    except (TypeError, ValueError) as error:  # a name too many or too few, or a wrong value
         raise ValueError(f'{where}: {str(error).replace("__init__() ", "")}') from error

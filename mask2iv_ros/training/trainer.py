@@ -9,8 +9,9 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -27,8 +28,34 @@ LOG_STEPS = 25
 RECORD = 'step.json'
 
 
+class Checked:
+    """Options from a configuration file. A subclass calls `check` once its own conversions are done."""
+
+    #: Smallest value of each number; all others are at least 0.
+    MINIMA: ClassVar[dict[str, float]] = {}
+
+    def check(self) -> None:
+        """Raise ValueError for a field that is not of its type, or a number too small."""
+        kinds = {
+            'int': (int, 'a whole number'),
+            'float': ((int, float), 'a number'),
+            'bool': (bool, 'a bool'),
+        }
+        for option in fields(self):
+            kind, *optional = option.type.split(' | ')
+            value = getattr(self, option.name)
+            if kind not in kinds or (optional and value is None):
+                continue
+            types, words = kinds[kind]
+            fits = isinstance(value, types) and (kind == 'bool' or not isinstance(value, bool))
+            minimum = self.MINIMA.get(option.name, 0)
+            if not fits or (kind != 'bool' and not minimum <= value < math.inf):
+                least = '' if kind == 'bool' else f' of at least {minimum}'
+                raise ValueError(f'{option.name}: expected {words}{least}, got {value!r}')
+
+
 @dataclass
-class Schedule:
+class Schedule(Checked):
     """How a model is optimised: AdamW with linear warm-up, then at a falling or constant rate.
 
     Attributes:
@@ -52,8 +79,12 @@ class Schedule:
     gradient_accumulation_steps: int = 1
     mixed_precision: str = 'bf16'
 
+    MINIMA = {'steps': 1, 'gradient_accumulation_steps': 1}  # noqa: RUF012
+
     def __post_init__(self):
-        self.learning_rate = float(self.learning_rate)  # YAML reads 1e-5 as a text
+        for name in ('learning_rate', 'weight_decay', 'max_grad_norm'):
+            setattr(self, name, number(getattr(self, name)))
+        self.check()
         if self.decay not in ('cosine', 'constant'):
             raise ValueError(f"decay: expected 'cosine' or 'constant', got {self.decay!r}")
         if self.mixed_precision not in ('bf16', 'fp16', 'no'):
@@ -82,14 +113,22 @@ class Trainer:
 
     Args:
         model: parameters that need no gradient are neither trained nor stored.
-        data: what the model is trained on, in a few words or a hash. A checkpoint of other data or of another
-            seed is refused with ValueError instead of being continued.
+        data: what the model is trained on, in a few words or a hash.
+        objective: what else decides what is learned, as JSON has it. A checkpoint of other data, of another
+            seed or of another objective is refused with ValueError instead of being continued.
     """
 
     def __init__(
-        self, model: torch.nn.Module, folder: Path, schedule: Schedule, seed: int = 0, data: str = ''
+        self,
+        model: torch.nn.Module,
+        folder: Path,
+        schedule: Schedule,
+        seed: int = 0,
+        data: str = '',
+        objective: dict | None = None,
     ):
         self.folder, self.schedule, self.seed, self.data = folder, schedule, seed, data
+        self.objective = objective or {}
         AcceleratorState._reset_state()  # each part of a run has its own precision
         self.accelerator = Accelerator(
             mixed_precision=schedule.mixed_precision,
@@ -136,7 +175,8 @@ class Trainer:
     def best(self) -> dict[str, float]:
         """Scores of the best weights and their `step`; empty before the first."""
         path = self.folder / 'best' / RECORD
-        return json.loads(path.read_text()) if path.is_file() else {}
+        record = json.loads(path.read_text()) if path.is_file() else {}
+        return {key: value for key, value in record.items() if key != 'run'}
 
     def generator(self, step: int, batch: int = 0) -> torch.Generator:
         """CPU generator of one batch of a step; equal for equal (seed, step, batch, process)."""
@@ -228,9 +268,14 @@ class Trainer:
         self.accelerator.save_state(fresh)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            facts = {'step': self.step, 'seconds': self.seconds, 'seed': self.seed, 'data': self.data}
-            _complete(self.folder / 'checkpoint', {**facts, 'running': self._running})
+            facts = {'step': self.step, 'seconds': self.seconds, 'running': self._running}
+            _complete(self.folder / 'checkpoint', {**facts, **self._identity})
         self.accelerator.wait_for_everyone()
+
+    @property
+    def _identity(self) -> dict:
+        facts = {'seed': self.seed, 'data': self.data, 'objective': self.objective}
+        return json.loads(json.dumps(facts))  # as it is read again
 
     def _trained(self) -> dict[str, torch.nn.Parameter]:
         model = self.accelerator.unwrap_model(self.model)
@@ -258,6 +303,9 @@ class Trainer:
         if self.accelerator.is_main_process:
             for name in ('checkpoint', 'best'):
                 _recover_folder(self.folder / name)
+            best = self.folder / 'best'
+            if best.exists() and not ((kept / RECORD).exists() and self._is_ours(best)):
+                shutil.rmtree(best)  # of a run that is not continued
         self.accelerator.wait_for_everyone()
         if (kept / RECORD).exists():
             record = json.loads((kept / RECORD).read_text())
@@ -266,11 +314,24 @@ class Trainer:
                     f'{kept}: was trained with seed {record["seed"]} on {record["data"]}, now it is seed '
                     f'{self.seed} on {self.data}; remove {self.folder} to start anew'
                 )
+            before = record.get('objective', self.objective)
+            keys = sorted(before.keys() | self.objective.keys())
+            if changed := [key for key in keys if before.get(key) != self.objective.get(key)]:
+                were, are = ({key: facts.get(key) for key in changed} for facts in (before, self.objective))
+                raise ValueError(
+                    f'{kept}: was trained with {were}, now it is {are}; remove {self.folder} to start anew'
+                )
             self.accelerator.load_state(kept)
+            if self.ema is not None:  # accelerate loads what is registered onto the CPU
+                self.ema.to(self.device)
             self.step, self._running = record['step'], record['running']
             self.seconds = record.get('seconds', 0.0)
             self._cut_log()
             self.accelerator.print(f'{self.folder}: resumed at step {self.step}')
+
+    def _is_ours(self, best: Path) -> bool:
+        record = json.loads((best / RECORD).read_text())
+        return record.get('run', self._identity) == self._identity
 
     def _cut_log(self) -> None:
         if self.accelerator.is_main_process and self.log_path.is_file():
@@ -338,7 +399,7 @@ class Trainer:
         fresh.mkdir()
         trained = {name: p.detach().contiguous() for name, p in self._trained().items()}
         save_file(trained, fresh / 'weights.safetensors')
-        _complete(self.folder / 'best', {'step': self.step, **scores})
+        _complete(self.folder / 'best', {'step': self.step, **scores, 'run': self._identity})
 
     def _log(self, losses: dict[str, float]) -> None:
         if self.accelerator.num_processes > 1:
@@ -352,6 +413,14 @@ class Trainer:
                 file.write(json.dumps(record) + '\n')
             for tracker in self.accelerator.trackers:
                 tracker.log({k: v for k, v in record.items() if k not in ('step', 'seconds')}, step=self.step)
+
+
+def number(value):
+    """A float of a text such as 1e-5, which YAML does not read as a number; all else as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _complete(kept: Path, record: dict) -> None:
