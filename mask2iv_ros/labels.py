@@ -58,10 +58,14 @@ def rgb_to_labels(colours: np.ndarray, threshold: float = 127.5) -> np.ndarray:
     return labels
 
 
+def without_actor(labels: np.ndarray) -> np.ndarray:
+    """The (..., H, W) label images with the actor painted over by background."""
+    return np.where(labels == ACTOR, BACKGROUND, labels).astype(np.uint8)
+
+
 def goal_labels(labels: np.ndarray) -> np.ndarray:
     """The goal of a (..., T, H, W) clip: its last label image without the actor."""
-    last = labels[..., -1, :, :]
-    return np.where(last == ACTOR, BACKGROUND, last).astype(np.uint8)
+    return without_actor(labels[..., -1, :, :])
 
 
 def dilate(mask: np.ndarray, size: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import torch
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.models.autoencoder import PatchAutoencoderKL
-from mask2iv_ros.training.conditions import ConditionShares, draw_conditions, goal_variants, without_actor
+from mask2iv_ros.training.conditions import ConditionShares, draw_conditions, goal_variants
 from mask2iv_ros.training.damage import (
     DAMAGES,
     MAX_DRIFT,
@@ -218,7 +218,7 @@ class TestConditions:
             ConditionShares(goal_box=0.7, goal_point=0.4)
 
     def test_without_actor_keeps_the_object(self):
-        np.testing.assert_array_equal(without_actor(LABELS), np.where(LABELS == lb.OBJECT, lb.OBJECT, 0))
+        np.testing.assert_array_equal(lb.without_actor(LABELS), np.where(LABELS == lb.OBJECT, lb.OBJECT, 0))
 
 
 class TestLossWeights:

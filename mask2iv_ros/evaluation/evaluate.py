@@ -84,6 +84,12 @@ class Settings:
         return Framing(source, self.size, (top, left, height, width))
 
 
+def _open(path: Path, **options) -> EpisodeReader:
+    reader = open_dataset(path, **options)
+    reader.with_depth = False  # nothing here looks at it
+    return reader
+
+
 def open_splits(data: Path, splits: list[str] | None = None) -> dict[str, EpisodeReader]:
     """Readers of the splits of `data` by name.
 
@@ -92,15 +98,15 @@ def open_splits(data: Path, splits: list[str] | None = None) -> dict[str, Episod
     default) are the episodes that training leaves out, and `all` is the whole.
     """
     if (data / 'manifest.json').is_file():
-        return {split: open_dataset(data, split=split) for split in splits or ('test',)}
+        return {split: _open(data, split=split) for split in splits or ('test',)}
     found = [split for split in SPLITS if (data / split).is_dir()]
     if not found and not any((data / split).is_dir() for split in splits or ()):
-        reader = open_dataset(data)
+        reader = _open(data)
         parts = {'test': Subset(reader, range(0, len(reader), TEST_PERIOD)), 'all': reader}
         if unknown := set(splits or ()) - set(parts):
             raise ValueError(f'{data}: no split {", ".join(sorted(unknown))}; it has test and all')
         return {split: parts[split] for split in splits or ('test',)}
-    return {split: open_dataset(data / split) for split in splits or found}
+    return {split: _open(data / split) for split in splits or found}
 
 
 class Evaluation:
@@ -318,9 +324,7 @@ class Predictor:
         self, text: str, goal: bool = False, actor: bool = True, count: int = 1, seed: int | None = None
     ) -> np.ndarray:
         """(count, T, h, w) uint8 label images that stage 1 predicts, at the model's size."""
-        first = (
-            self.labels[0] if actor else np.where(self.labels[0] == lb.ACTOR, lb.BACKGROUND, self.labels[0])
-        )
+        first = self.labels[0] if actor else lb.without_actor(self.labels[0])
         return self.pipeline.trajectory(
             np.repeat(self.frame[None], count, axis=0),
             np.repeat(first[None].astype(np.uint8), count, axis=0),

@@ -74,11 +74,6 @@ def draw_conditions(
     )
 
 
-def without_actor(labels: np.ndarray) -> np.ndarray:
-    """The label images with the actor painted over by background."""
-    return np.where(labels == lb.ACTOR, lb.BACKGROUND, labels).astype(np.uint8)
-
-
 def goal_variants(labels: np.ndarray) -> np.ndarray:
     """(3, h, w) label images: the goal of a (T, h, w) clip in every form of `GOAL_FORMS`.
 
@@ -86,7 +81,7 @@ def goal_variants(labels: np.ndarray) -> np.ndarray:
     object mask is moved, as `GenerationRequest` does. All are empty where the clip ends without an object; a
     clip that begins without one has the goal's mask for the pixel too.
     """
-    goal, first = lb.goal_labels(labels), without_actor(labels[0]) != lb.BACKGROUND
+    goal, first = lb.goal_labels(labels), lb.without_actor(labels[0]) != lb.BACKGROUND
     target = goal != lb.BACKGROUND
     if not target.any():
         return np.stack([goal] * 3)

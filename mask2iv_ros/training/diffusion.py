@@ -26,7 +26,6 @@ from mask2iv_ros.training.conditions import (
     ConditionShares,
     draw_conditions,
     goal_variants,
-    without_actor,
 )
 from mask2iv_ros.training.damage import DamageShares, damage_labels, paper_kernel
 from mask2iv_ros.training.latents import LatentCache, tensors_id, weights_id
@@ -434,7 +433,7 @@ class TrajectoryTrainer(StageTrainer):
             )
         if shares.no_actor:
             latents['no_actor'] = self.cache.encoded(
-                'no_actor', lambda i: lb.labels_to_rgb(without_actor(labels[i, 0]))
+                'no_actor', lambda i: lb.labels_to_rgb(lb.without_actor(labels[i, 0]))
             )
         self.has_goal = torch.tensor([bool(lb.goal_labels(clip).any()) for clip in labels])
         return latents
