@@ -41,8 +41,6 @@ from mask2iv_ros.weights import DEFAULT_MODEL
 
 #: Steps that are timed, after `WARM_STEPS` that are not.
 WARM_STEPS, TIMED_STEPS = 5, 20
-#: Times that held-out clips are scored in a training; the best weights are kept.
-SCORINGS = 4
 METRICS = (
     'object_iou', 'actor_iou', 'object_centroid_px', 'contact_frame_error',
     'psnr', 'psnr_moving_pixels', 'ssim', 'lpips', 'fvd', 'frechet_random3d',
@@ -139,7 +137,7 @@ class Benchmark:
                 'sampling': known['sampling'],
                 **self.networks,
                 training.stage: {**section, 'schedule': schedule},
-                'validation': {'every_steps': -(-steps // SCORINGS), 'clips': 16, 'export': 'best'},
+                'validation': {'every_steps': steps, 'clips': 4, 'export': 'last'},
             }
             path.write_text(yaml.safe_dump(wanted, sort_keys=False))
 
