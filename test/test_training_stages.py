@@ -268,6 +268,21 @@ class TestPredictedMasks:
         condition = stage._inputs(np.array([0, 2]), torch.Generator().manual_seed(0))[2]
         torch.testing.assert_close(condition[:, 4:], stage._load('predicted', np.array([0, 2])))
 
+    def test_few_clips_with_predictions_see_them_more_often(self, tmp_path, data, init):
+        damage = {'dilate_erode': 0.25, 'predicted': 0.25}
+        stage = make_recipe(
+            tmp_path, data, init, 'video', damage=damage, predicted_clips=1, damage_variants=1
+        ).stage_trainer('video')
+        (pick,) = stage.predicted_clips
+        assert stage.predicted.shape == stage.arrays.labels[:1].shape
+        others = [i for i in range(len(stage.arrays)) if i != pick]
+        clips = np.array([pick] * 60 + others * 60)
+        masks = stage._inputs(clips, torch.Generator().manual_seed(0))[2][:, 4:]
+        seen = (masks == stage._load('predicted', np.zeros(len(clips), int))).flatten(1).all(1).numpy()
+        share = min(0.25 * len(stage.arrays), 0.75)
+        assert seen[:60].mean() == pytest.approx(share, abs=0.2)
+        assert not seen[60:].any()
+
     def test_another_stage_one_predicts_anew(self, tmp_path, data, init):
         made = []
         for seed in range(2):

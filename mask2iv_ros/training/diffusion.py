@@ -66,7 +66,7 @@ class StageOptions(Checked):
     weigh_vacated: bool = True
     gradient_checkpointing: bool = False
 
-    MINIMA = {'batch_size': 1, 'lora_rank': 1, 'damage_variants': 1, 'contact_size': 1}  # noqa: RUF012
+    MINIMA = {'batch_size': 1, 'lora_rank': 1, 'damage_variants': 1, 'predicted_clips': 1, 'contact_size': 1}  # noqa: RUF012
 
     def __post_init__(self):
         self.check()
@@ -93,6 +93,9 @@ class VideoOptions(StageOptions):
         contact_size: kernel of the contact band, see `paper_kernel`; the paper has 7.
         damage: what is done to the masks; the fields of `DamageShares`. It comes before `masks`.
         damage_variants: damaged versions of each clip that samples are drawn from.
+        predicted_clips: at most so many clips, chosen at random, get masks that stage 1 predicts; these see
+            them the more often, so that `damage.predicted` stays the share of all samples as long as it can.
+            A clip takes all denoising steps of stage 1, more than a training step does.
         masks: 'both', 'actor' or 'none', see `InteractionVideoPipeline`.
         controlnet: a ControlNet sees the masks in place of the UNet. As `residual`, these two are for new
             networks only ('both' and False if left out); those of an existing model go on as they are.
@@ -103,6 +106,7 @@ class VideoOptions(StageOptions):
     contact_size: int = 7
     damage: DamageShares = field(default_factory=DamageShares)
     damage_variants: int = 4
+    predicted_clips: int = 1000
     masks: str | None = None
     controlnet: bool | None = None
 
@@ -488,13 +492,30 @@ class TrajectoryTrainer(StageTrainer):
         return lb.labels_to_rgb(clips.labels[pick]), lb.labels_to_rgb(predicted)
 
 
+def predicted_picks(options: VideoOptions, count: int, seed: int) -> np.ndarray:
+    """Which of `count` clips get predicted masks, (n,) int64, ascending."""
+    return np.sort(np.random.default_rng(seed).permutation(count)[: options.predicted_clips])
+
+
 class VideoTrainer(StageTrainer):
-    """Trains stage 2. `predicted`: (N, T, h, w) label images that stage 1 predicts, see `predictions.py`."""
+    """Trains stage 2.
+
+    Args:
+        predicted: (n, T, h, w) label images that stage 1 predicts for the clips `predicted_clips` (n,) of the
+            training arrays, see `predictions.py`.
+    """
 
     options: VideoOptions
 
-    def __init__(self, *args, predicted: np.ndarray | None = None, predicted_id: str = '', **options):
-        self.predicted, self.predicted_id = predicted, predicted_id
+    def __init__(
+        self,
+        *args,
+        predicted: np.ndarray | None = None,
+        predicted_clips: np.ndarray | None = None,
+        predicted_id: str = '',
+        **options,
+    ):
+        self.predicted, self.predicted_clips, self.predicted_id = predicted, predicted_clips, predicted_id
         super().__init__(*args, **options)
 
     def _has_text(self) -> bool:
@@ -534,8 +555,13 @@ class VideoTrainer(StageTrainer):
                 raise ValueError('damage: a share of predicted masks needs a stage 1 that predicts them')
             self.made_of.append(self.predicted_id)
             latents['predicted'] = self.cache.encoded(
-                f'{prefix}predicted', lambda i: painted(self.predicted[i]), self.predicted_id
+                f'{prefix}predicted',
+                lambda i: painted(self.predicted[i]),
+                self.predicted_id,
+                len(self.predicted),
             )
+            self.row_of_predicted = np.full(len(labels), -1)
+            self.row_of_predicted[self.predicted_clips] = np.arange(len(self.predicted_clips))
         return latents
 
     def _inputs(self, clips, generator):
@@ -546,11 +572,13 @@ class VideoTrainer(StageTrainer):
         masks = self._load('masks', clips) if 'masks' in self.latents else torch.zeros_like(video)
         drawn = sum(shares.drawn.values())
         is_drawn = (dice < drawn).to(self.device)[:, None, None, None, None]
-        is_predicted = (dice >= 1 - shares.predicted).to(self.device)[:, None, None, None, None]
         if 'damaged' in self.latents:
             masks = torch.where(is_drawn, self._load('damaged', clips, variant), masks)
         if 'predicted' in self.latents:
-            masks = torch.where(is_predicted, self._load('predicted', clips), masks)
+            share = min(shares.predicted * len(self.arrays) / len(self.predicted), 1 - drawn)
+            rows = self.row_of_predicted[clips]
+            is_predicted = (dice >= 1 - share) & torch.from_numpy(rows >= 0)
+            masks[is_predicted] = self._load('predicted', rows[is_predicted.numpy()])
         first = video[:, :, 0]
         condition = torch.cat([first.unsqueeze(2).expand_as(video), masks], dim=1)
         return video, first, condition, self.text_index[clips] if self._has_text() else np.zeros_like(clips)

@@ -112,13 +112,18 @@ class LatentCache:
         self.arrays, self.vae, self.folder = arrays, vae, folder
         self.id = f'{arrays.digest} {weights_id(vae)}'
 
-    def encoded(self, name: str, images: Callable[[int], np.ndarray], made_of: str = '') -> np.ndarray:
-        """Latents of `images(i)` ((..., H, W, 3) uint8) for every clip i: (N, ..., C, h, w) float16."""
-        return self.rows(name, lambda i: encode_images(self.vae, images(i)), f'{self.id} {made_of}')
+    def encoded(
+        self, name: str, images: Callable[[int], np.ndarray], made_of: str = '', count: int | None = None
+    ) -> np.ndarray:
+        """Latents of `images(i)` ((..., H, W, 3) uint8): (count, ..., C, h, w) float16; see `rows`."""
+        return self.rows(name, lambda i: encode_images(self.vae, images(i)), f'{self.id} {made_of}', count)
 
-    def rows(self, name: str, row: Callable[[int], np.ndarray], made_of: str) -> np.ndarray:
-        """`row(i)` for every clip i; `made_of` says what it depends on."""
-        return self.batches(name, lambda start: (row(i) for i in range(start, len(self.arrays))), made_of)
+    def rows(
+        self, name: str, row: Callable[[int], np.ndarray], made_of: str, count: int | None = None
+    ) -> np.ndarray:
+        """`row(i)` for `count` rows, or every clip i if it is None; `made_of` says what it depends on."""
+        stop = len(self.arrays) if count is None else count
+        return self.batches(name, lambda start: (row(i) for i in range(start, stop)), made_of, count)
 
     def batches(
         self,

@@ -38,6 +38,7 @@ from mask2iv_ros.training.diffusion import (
     Validation,
     VideoOptions,
     VideoTrainer,
+    predicted_picks,
 )
 from mask2iv_ros.training.latents import LatentCache
 from mask2iv_ros.training.predictions import predicted_labels
@@ -271,7 +272,8 @@ class Recipe:
             )
             trajectory = self._stage_pipeline('trajectory', networks).to(self.state.device)
             start = time.monotonic()
-            more['predicted'], more['predicted_id'] = predicted_labels(cache, trajectory, self.seed)
+            more['predicted_clips'] = picks = predicted_picks(options, len(arrays), self.seed)
+            more['predicted'], more['predicted_id'] = predicted_labels(cache, trajectory, picks, self.seed)
             self.prediction_seconds = time.monotonic() - start
         return STAGES[stage].trainer(
             pipeline,
