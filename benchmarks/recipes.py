@@ -175,7 +175,8 @@ class Benchmark:
         """`mask2iv evaluate` of a row on all test splits, into `out`/`row`/evaluation."""
         folder = self.out / row
         command = ['evaluate', self.data, '-o', folder / 'evaluation', '--model', f'{row}={folder / "model"}']
-        command += ['--clips', clips, '--text-clips', 0, '--device', device, '--controls', *ROWS[row]]
+        command += ['--clips', clips, '--text-clips', 0, '--device', device, '--dtype', 'bfloat16']
+        command += ['--controls', *ROWS[row]]
         if status := mask2iv([str(argument) for argument in command]):
             raise SystemExit(status)
 

@@ -219,6 +219,8 @@ def show(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
+    import torch
+
     from mask2iv_ros.evaluation.evaluate import Evaluation, Settings, open_splits
     from mask2iv_ros.evaluation.extractors import Extractors
     from mask2iv_ros.pipelines.loading import load_pipeline
@@ -229,7 +231,9 @@ def evaluate(args: argparse.Namespace) -> None:
         name, equals, folder = value.partition('=')
         if not equals or Path(value).exists():
             name, folder = '', value
-        pipeline = load_pipeline(folder, args.device)
+        pipeline = load_pipeline(folder, args.device, args.dtype and getattr(torch, args.dtype))
+        if args.steps:
+            pipeline.register_to_config(num_inference_steps=args.steps)
         name = name or pipeline.config.name
         if name in models:
             raise ValueError(f'two models are called {name!r}; name them, as in --model first={folder}')
@@ -437,6 +441,7 @@ def build_parser() -> argparse.ArgumentParser:
         help='scale pictures to it and see the middle; in the paper 384 (HOI4D), 320 (BridgeData V2); '
         'left out: the whole picture is fitted in',
     )
+    sub.add_argument('--steps', type=int, help="denoising steps of each stage; each model's own if left out")
     sub.add_argument('--trajectory-only', action='store_true', help='masks only, no video')
     sub.add_argument(
         '--controls',
@@ -452,6 +457,11 @@ def build_parser() -> argparse.ArgumentParser:
         '--clip-model', default='openai/clip-vit-base-patch32', help='CLIP: name in cache or folder'
     )
     sub.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
+    sub.add_argument(
+        '--dtype',
+        choices=['float32', 'bfloat16'],
+        help='of the weights; float32 on a CPU and bfloat16 on a GPU if left out',
+    )
 
     sub = command(convert, 'convert Mask2IV or DynamiCrafter checkpoints to a diffusers folder')
     sub.add_argument('checkpoint', type=Path, help='.ckpt or .safetensors file of stage 1, or the only one')

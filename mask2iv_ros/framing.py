@@ -32,6 +32,35 @@ class Framing:
         ):  # fmt: skip
             raise ValueError(f'crop: expected a part of {self.source} pixels, got {self.crop}')
 
+    @classmethod
+    def with_short_side(
+        cls,
+        source: tuple[int, int],
+        model: tuple[int, int],
+        short_side: int | None,
+        shown: np.ndarray | None = None,
+    ) -> Framing:
+        """The paper's crop: scaled until the shorter side has `short_side` pixels, the middle is seen.
+
+        A side that is smaller than the model's is seen whole, and padded. None for `short_side`: no crop.
+
+        Args:
+            shown: (H, W), not 0 where something is that the crop has to show: it moves no farther from the
+                middle than that needs.
+        """
+        if short_side is None:
+            return cls(source, model)
+        scale = min(source) / short_side
+        size = [min(side, round(wanted * scale)) for side, wanted in zip(source, model, strict=True)]
+        corner = [(side - seen) // 2 for side, seen in zip(source, size, strict=True)]
+        if shown is not None and shown.any():
+            for axis, pixels in enumerate(np.nonzero(shown)):
+                low, high = pixels.max() + 1 - size[axis], pixels.min()
+                if low <= high:  # else it is larger than the crop, whose middle shows as much as any part
+                    corner[axis] = int(np.clip(corner[axis], low, high))
+                corner[axis] = int(np.clip(corner[axis], 0, source[axis] - size[axis]))
+        return cls(source, model, (*corner, *size))
+
     @property
     def region(self) -> tuple[int, int, int, int]:
         """(top, left, height, width) in source pixels of what the model sees."""

@@ -232,7 +232,6 @@ class TestTable:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(recipes, 'TIMED_STEPS', 3)
             patch.setattr(recipes, 'WARM_STEPS', 1)
-            patch.setattr(recipes, 'SCORINGS', 1)
             recipes.main(arguments)
         return arguments, folder / 'out'
 

@@ -367,3 +367,10 @@ def test_command_says_what_became_of_the_keys(tmp_path, capsys):
     assert json.loads((out / 'model_index.json').read_text())['sample_size'] == [32, 48]
     assert main(['convert', str(path), str(out)]) == 1
     assert 'expected a new or empty folder' in capsys.readouterr().err
+
+
+def test_a_size_that_the_networks_cannot_halve_is_refused(tmp_path):
+    path = save(tmp_path / 'model.safetensors', tiny_checkpoint())
+    with pytest.raises(ValueError, match=r'sample_size: expected multiples of \d+, .* got \(30, 48\)'):
+        convert_checkpoint(path, tmp_path / 'out', sample_size=(30, 48))
+    assert not (tmp_path / 'out').exists()

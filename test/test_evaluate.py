@@ -211,6 +211,15 @@ def test_the_command_compares_named_models(data, model, tmp_path, capsys):
     assert "two models are called 'tiny'" in capsys.readouterr().err
 
 
+def test_steps_and_dtype_can_be_asked_for(data, model, tmp_path):
+    model.save_pretrained(tmp_path / 'model')
+    arguments = ['evaluate', data, '-o', tmp_path / 'out', '--split', 'test_tasks', '--clips', 1]
+    arguments += ['--model', tmp_path / 'model', '--trajectory-only', '--steps', 3, '--dtype', 'bfloat16']
+    assert main([str(argument) for argument in arguments]) == 0
+    (used,) = json.loads((tmp_path / 'out' / 'test_tasks.json').read_text())['models'].values()
+    assert (used['num_inference_steps'], used['dtype']) == (3, 'torch.bfloat16')
+
+
 class TestTexts:
     def test_misspelt_texts_differ_by_letters_and_repeat_with_the_seed(self):
         for seed in range(20):

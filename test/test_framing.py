@@ -78,3 +78,18 @@ def test_a_point_is_mapped_as_the_pixels_are():
 def test_an_image_of_another_size_is_refused():
     with pytest.raises(ValueError, match=r'expected images of \(10, 20\)'):
         Framing((10, 20), (128, 160)).fit_labels(np.zeros((1, 20, 10), np.uint8))
+
+
+class TestCrop:
+    """The paper's crop: the middle, unless that would hide the object."""
+
+    def test_a_shown_thing_moves_the_crop_no_farther_than_needed(self):
+        shown = np.zeros((1080, 1920), bool)
+        shown[500:600, 1700:1750] = True
+        framing = Framing.with_short_side((1080, 1920), (320, 512), 384, shown)
+        assert framing.region == (90, 1750 - 1440, 900, 1440)
+        shown[500:600, 300:1750] = True  # wider than the crop
+        assert Framing.with_short_side((1080, 1920), (320, 512), 384, shown).region == (90, 240, 900, 1440)
+
+    def test_without_a_short_side_all_is_seen(self):
+        assert Framing.with_short_side((48, 64), (32, 32), None) == Framing((48, 64), (32, 32))

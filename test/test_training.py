@@ -42,6 +42,12 @@ def test_arrays_refuse_clips_of_another_length(tmp_path):
         build_arrays([moving_clip(0)], 1, tmp_path, (32, 40))
 
 
+def test_arrays_are_cropped_to_where_the_object_is(tmp_path):
+    whole = build_arrays([moving_clip(0)], 1, tmp_path / 'whole', (32, 32), 8)
+    cropped = build_arrays([moving_clip(0)], 1, tmp_path / 'cropped', (16, 16), 8, short_side=32)
+    np.testing.assert_array_equal(cropped.labels[0], whole.labels[0, :, 8:24, 4:20])
+
+
 def test_arrays_that_were_killed_go_on_where_they_were(tmp_path):
     def clips(*seeds):
         for seed in seeds:

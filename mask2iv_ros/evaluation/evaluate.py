@@ -55,8 +55,8 @@ class Settings:
         camera: of the episodes; None for each one's first.
         controls: of `CONTROLS`, those that the models know. A model of one stage (no masks) has a row `text`
             of video scores, whatever this says.
-        short_side: the paper's crop: pictures are scaled to it, and the middle of `size` is seen. None: the
-            whole picture is fitted into `size`.
+        short_side: the paper's crop, see `Framing.with_short_side`. None: the whole picture is fitted into
+            `size`.
     """
 
     size: tuple[int, int]
@@ -74,14 +74,7 @@ class Settings:
 
     def framing(self, source: tuple[int, int]) -> Framing:
         """From pictures of `source` (height, width) to those that are scored."""
-        if self.short_side is None:
-            return Framing(source, self.size)
-        scale = min(source) / self.short_side
-        height, width = (
-            min(side, round(wanted * scale)) for side, wanted in zip(source, self.size, strict=True)
-        )
-        top, left = (source[0] - height) // 2, (source[1] - width) // 2
-        return Framing(source, self.size, (top, left, height, width))
+        return Framing.with_short_side(source, self.size, self.short_side)
 
 
 def _open(path: Path, **options) -> EpisodeReader:

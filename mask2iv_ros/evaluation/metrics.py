@@ -37,15 +37,15 @@ def kept_frames(predicted: np.ndarray, truth: np.ndarray, label: int) -> float:
 def psnr(predicted: np.ndarray, truth: np.ndarray, pixels: np.ndarray | None = None) -> float:
     """PSNR in dB over frames 1.. of (T, H, W, 3) uint8 videos, of the (T, H, W) bool `pixels` if given.
 
-    nan where `pixels` is empty, inf where the videos are equal.
+    nan where `pixels` is empty. An error below that of rounding to whole numbers (variance 1/12) counts as
+    that: equal videos have 58.9 dB.
     """
     error = (predicted[1:].astype(np.float64) - truth[1:]) ** 2
     if pixels is not None:
         error = error[pixels[1:]]
     if not error.size:
         return float('nan')
-    with np.errstate(divide='ignore'):
-        return float(10 * np.log10(255**2 / error.mean()))
+    return float(10 * np.log10(255**2 / max(error.mean(), 1 / 12)))
 
 
 def ssim(predicted: np.ndarray, truth: np.ndarray) -> float:

@@ -293,6 +293,13 @@ def convert_checkpoint(
             models['vae'].register_to_config(scaling_factor=float(factor))
             checkpoint.used['scale_factor'] = ['vae/config.json']
 
+    unets = [model for folder, model in models.items() if folder.endswith('unet')]
+    halvings = [len(model.config.block_out_channels) - 1 for model in (unets[0], models['vae']) if model]
+    if any(side < 1 or side % 2 ** sum(halvings) for side in sample_size):
+        raise ValueError(
+            f'sample_size: expected multiples of {2 ** sum(halvings)}, which UNet and VAE can halve, '
+            f'got {tuple(sample_size)}'
+        )
     single = len(stages) == 1
     pipeline_class = STAGES[next(iter(stages))] if single else Mask2IVPipeline
     report = {

@@ -20,12 +20,15 @@ class ModelError(RuntimeError):
     """The model folder is missing, incomplete or corrupt; the message names it."""
 
 
-def load_pipeline(model: str | Path = '', device: str = 'auto') -> Mask2IVPipeline:
-    """Load a model folder in eval mode: float32 on a CPU, bfloat16 on CUDA.
+def load_pipeline(
+    model: str | Path = '', device: str = 'auto', dtype: torch.dtype | None = None
+) -> Mask2IVPipeline:
+    """Load a model folder in eval mode.
 
     Args:
         model: folder of a saved `Mask2IVPipeline`; '' is the embedded default.
         device: 'cpu', 'cuda' or 'cuda:N'; 'auto' is CUDA if there is one.
+        dtype: of the weights; None is float32 on a CPU, bfloat16 on CUDA.
 
     Raises:
         ModelError: the folder cannot be loaded.
@@ -50,7 +53,8 @@ def load_pipeline(model: str | Path = '', device: str = 'auto') -> Mask2IVPipeli
         for name, value in index.items():  # of a component: its library and class, or two nulls
             if isinstance(value, list) and isinstance(value[0], str) and not (path / name).is_dir():
                 raise FileNotFoundError(f'{path} has no folder {name}, which its model_index.json names')
-        dtype = torch.bfloat16 if device.startswith('cuda') else torch.float32
+        if dtype is None:
+            dtype = torch.bfloat16 if device.startswith('cuda') else torch.float32
         pipeline = Mask2IVPipeline.from_pretrained(
             unpack(path), torch_dtype=dtype, local_files_only=True, use_safetensors=True
         )

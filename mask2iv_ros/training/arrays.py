@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from mask2iv_ros import labels as lb
 from mask2iv_ros.clip import InteractionClip
 from mask2iv_ros.framing import Framing
 
@@ -66,6 +67,7 @@ def build_arrays(
     size: tuple[int, int],
     num_frames: int = 16,
     start: int = 0,
+    short_side: int | None = None,
 ) -> ClipArrays:
     """Fit `count` clips of `num_frames` frames to `size` (height, width) and store them in `folder`.
 
@@ -74,6 +76,7 @@ def build_arrays(
 
     Args:
         start: how many of the clips are in `folder` already (see `stored_clips`); `clips` goes on after them.
+        short_side: of the crop that shows the object, see `Framing.with_short_side`; None: no crop.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shape, mode = (count, num_frames, *size), 'r+' if start else 'w+'
@@ -91,7 +94,9 @@ def build_arrays(
             raise ValueError(f'{clip.source}: expected {num_frames} frames, got {len(clip)}')
         if clip.labels is None:
             raise ValueError(f'{clip.source}: training needs masks, this clip has none')
-        framing = Framing(clip.frames.shape[1:3], size)
+        framing = Framing.with_short_side(
+            clip.frames.shape[1:3], size, short_side, clip.labels[0] == lb.OBJECT
+        )
         frames[i], labels[i] = framing.fit_frames(clip.frames), framing.fit_labels(clip.labels)
         digest.update(frames[i].tobytes() + labels[i].tobytes())
         records.append({'task': clip.task, 'fps': clip.fps, 'source': clip.source})

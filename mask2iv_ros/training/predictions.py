@@ -14,7 +14,11 @@ from mask2iv_ros.training.latents import LatentCache, weights_id
 
 
 def predicted_labels(
-    cache: LatentCache, pipeline: MaskTrajectoryPipeline, picks: np.ndarray, seed: int = 0, batch_size: int = 4
+    cache: LatentCache,
+    pipeline: MaskTrajectoryPipeline,
+    picks: np.ndarray,
+    seed: int = 0,
+    batch_size: int = 4,
 ) -> tuple[np.ndarray, str]:
     """Label images (n, T, h, w) that `pipeline` predicts for clips `picks` (n,) of `cache`, and what they
     depend on.

@@ -77,7 +77,7 @@ STAGES = {
 PARTS = ('autoencoder', *STAGES)
 #: What a configuration must say that starts from no model; with one, all but `name` may be left out.
 NEEDED = {'name', 'sample_size', 'num_frames', 'sampling', 'scheduler', 'unet', 'image_projector', *PARTS}
-KEYS = NEEDED | {'seed', 'init', 'validation'}
+KEYS = NEEDED | {'seed', 'init', 'validation', 'short_side'}
 #: One of so many training episodes is held out where a dataset has no `val`.
 HELD_OUT_PERIOD = 20
 
@@ -88,6 +88,8 @@ class Recipe:
     A configuration trains the parts that it names: a whole model (autoencoder and both stages), or stages of
     the model `init`, whose other networks are taken over. Stages start from the networks of `init`, unless
     the configuration has `unet` and `image_projector`: then from new ones of that size.
+
+    `short_side` crops as the paper does, see `Framing.with_short_side`; without it clips are seen whole.
 
     `fps` of `sampling` is the frame rate that the UNets are told of every clip and that the model works at.
     Without it they are told each clip's own, and the model's is the median of the training clips'.
@@ -186,7 +188,10 @@ class Recipe:
             raise ValueError(f'{reader.path}: {split} has no masks to train on; `mask2iv segment` makes some')
         size, num_frames = tuple(self.config['sample_size']), self.config['num_frames']
         files = self._files_id(reader.path)
-        stamp = json.dumps([str(reader.path.resolve()), files, len(reader), views, size, num_frames])
+        short_side = self.config.get('short_side')
+        stamp = json.dumps(
+            [str(reader.path.resolve()), files, len(reader), views, size, num_frames, short_side]
+        )
         made_of = folder / 'made_of.json'
         with self.state.main_process_first():
             if not made_of.is_file() or made_of.read_text() != stamp:
@@ -200,7 +205,7 @@ class Recipe:
                     for episode, camera in views[start:]
                     for clip in read_clips(reader, [episode], spread(num_frames), camera)
                 )
-                build_arrays(clips, len(views), folder, size, num_frames, start)
+                build_arrays(clips, len(views), folder, size, num_frames, start, short_side)
         return ClipArrays.load(folder)
 
     def _files_id(self, path: Path) -> str:
