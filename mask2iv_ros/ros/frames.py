@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 from geometry_msgs.msg import Transform
+from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.time import Time
 from std_msgs.msg import Header
+
+KEPT = 120  #: seconds of transforms
 
 
 class Frames:
@@ -34,7 +37,8 @@ class Frames:
         except ImportError as error:
             self._missing = f'tf2_ros is not installed ({error})'
             return
-        self._buffer = tf2_ros.Buffer(node=self._node)
+        # Plans look up the time of an image that is older than all requests which were served before it.
+        self._buffer = tf2_ros.Buffer(cache_time=Duration(seconds=KEPT), node=self._node)
         self._listener = tf2_ros.TransformListener(self._buffer, self._node)
 
     def to_frame(self, target: str, header: Header) -> tuple[np.ndarray | None, str]:

@@ -1,11 +1,13 @@
 """Motion, 3-D path and checks of plans as the node gives them, and the parameters behind them."""
 
 import copy
+import importlib.util
 import time
 
 import cv2
 import numpy as np
 import pytest
+from geometry_msgs.msg import TransformStamped
 from sensor_msgs.msg import CameraInfo
 
 from mask2iv_ros.msg import FrameMotion, InteractionPlan
@@ -254,3 +256,27 @@ def test_an_unknown_gravity_frame_is_named_beside_the_path(observe, parameters):
     (plan,) = observe()
     assert len(plan.object_path.poses) == FRAMES
     assert 'up is unknown: no transform from camera_optical_frame to world' in plan.path_note
+
+
+@pytest.mark.skipif(importlib.util.find_spec('tf2_ros') is None, reason='tf2_ros is not installed')
+def test_a_path_in_the_frame_of_the_robot(observe, peer, parameters):
+    """The camera hangs 1 m above the robot's base and looks down."""
+    from tf2_ros import StaticTransformBroadcaster
+
+    parameters(depth_model='constant_depth')
+    optical = points(observe()[0])
+    transform = TransformStamped(child_frame_id='camera_optical_frame')
+    transform.header.frame_id = 'robot_base'
+    transform.transform.translation.z, transform.transform.rotation.w = 1.0, 0.0
+    transform.transform.rotation.x = 1.0
+    StaticTransformBroadcaster(peer.node).sendTransform(transform)
+    parameters(path_frame='robot_base', gravity_frame='robot_base')
+    observe()  # the node listens from its first request or second on
+    peer.spin_for(2.0)
+    (plan,) = observe()
+    assert plan.path_note == 'asked for'
+    assert plan.object_path.header.frame_id == 'robot_base'
+    assert {pose.header.frame_id for pose in plan.object_path.poses} == {'robot_base'}
+    np.testing.assert_allclose(points(plan), optical * (1, -1, -1) + np.array((0, 0, 1)), atol=1e-6)
+    normal = plan.support_normal
+    np.testing.assert_allclose((normal.x, normal.y, normal.z), (0, 0, 1), atol=1e-3)
