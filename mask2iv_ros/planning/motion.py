@@ -22,8 +22,14 @@ PHASE_NAMES = {APPROACH: 'approach', INTERACT: 'interact', RELEASE: 'release'}
 #: An object of which less than this share is visible has no position of its own in that frame.
 MIN_VISIBILITY = 0.1
 #: Registration steps from coarse to fine: shift (as a share of the object's size), turn (degrees), scale.
-SEARCH = ((0.2, 12.0, 0.06), (0.08, 5.0, 0.03), (0.03, 2.0, 0.012), (0.01, 0.7, 0.005))
-STEPS = np.stack(np.meshgrid(*[(-2, -1, 0, 1, 2)] * 3, (-1, 0, 1)), axis=-1).reshape(-1, 4)
+SEARCH = (
+    (0.2, 12.0, 0.06), (0.1, 6.0, 0.03), (0.05, 3.0, 0.015), (0.025, 1.5, 0.008), (0.0125, 0.75, 0.004)
+)  # fmt: skip
+#: Of these as many are tried to both sides, at the coarsest level and at finer ones; scale one.
+WIDE, NARROW = (
+    np.stack(np.meshgrid(*[range(-reach, reach + 1)] * 3, (-1, 0, 1)), axis=-1).reshape(-1, 4)
+    for reach in (2, 1)
+)
 #: An outline that agrees less with what is visible tells nothing about what is not.
 MIN_AGREEMENT = 0.5
 #: What a shift by the object's size, a turn by one radian, or a doubling costs in object areas: so little
@@ -216,8 +222,10 @@ class _Outline:
         self.points = np.vstack((points.T, np.ones(len(points)))).astype(np.float32)  # (3, N)
         size = np.sqrt(len(xs))
         self.unit = np.array((size, size, 1.0, 1.0))
-        self.steps = [STEPS * (shift, shift, np.radians(turn), scale) * self.unit
-                      for shift, turn, scale in SEARCH]  # fmt: skip
+        self.steps = [
+            (NARROW if level else WIDE) * (shift, shift, np.radians(turn), scale) * self.unit
+            for level, (shift, turn, scale) in enumerate(SEARCH)
+        ]
 
     def register(self, visible: np.ndarray, actor: np.ndarray, start: _Pose) -> _Pose:
         """The pose at which the outline mismatches least, sought around `start` and the visible object.
@@ -236,8 +244,7 @@ class _Outline:
         for level, steps in enumerate(self.steps):
             poses = (starts[:, None] + steps).reshape(-1, 4)
             np.maximum(poses[:, 3], MIN_SCALE, out=poses[:, 3])
-            is_fine = level >= len(self.steps) - 2
-            costs = self._mismatch(poses, cost, cv2.INTER_LINEAR if is_fine else cv2.INTER_NEAREST)
+            costs = self._mismatch(poses, cost, cv2.INTER_LINEAR if level else cv2.INTER_NEAREST)
             change = (poses - first) / self.unit
             best = poses[(costs + INERTIA * np.einsum('nd,nd->n', change, change)).argmin()]
             starts = best[None]

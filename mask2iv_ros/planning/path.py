@@ -370,7 +370,7 @@ def _meet(rays: np.ndarray, normal: np.ndarray, point: np.ndarray) -> np.ndarray
     A later ray that hardly meets it has the depth of its neighbours.
     """
     towards = rays @ normal
-    with np.errstate(divide='ignore'):
+    with np.errstate(divide='ignore', invalid='ignore'):
         depths = (normal @ point) / towards
     slope = np.abs(towards) / (np.linalg.norm(rays, axis=1) * max(np.linalg.norm(normal), 1e-9))
     met = (slope > MIN_SLOPE) & (depths > 0)
