@@ -4,18 +4,21 @@
 
 Simulated test clips give true masks, depth of frame 0, calibration, and where the object really is. Paths
 are lifted from the true masks, and from masks damaged somewhat as predictions are (every later frame's object
-dilated, eroded or left, by a random draw). Errors of a path are given to two truths: `point`, the surface
-point that was lifted in frame 0 carried along by the object, which is what a path promises; and `centre`, the
-centre of the box around the object, which also holds how far the surface is from it. Two-dimensional errors
-are to the centre of the object's mask as seen with the arm left out. Contact is the simulator's; its pixel is
-the mean of the contact points. Rotation is to the object's turn about the viewing ray, or about the normal of
-the support plane: the twist of its rotation since frame 0 about that axis.
+dilated, eroded or left, by a random draw); each also as the node makes them, with the motion measured on
+masks of the model's size and brought back to the image's pixels. Errors of a path are given to two truths:
+`point`, the surface point that was lifted in frame 0 carried along by the object, which is what a path
+promises; and `centre`, the centre of the box around the object, which also holds how far the surface is from
+it. Two-dimensional errors are to the centre of the object's mask as seen with the arm left out. Contact is
+the simulator's; its pixel and its point are the means of the contact points. Rotation is to the object's turn
+about the viewing ray, or about the normal of the support plane: the twist of its rotation since frame 0 about
+that axis. Milliseconds are of processor time, one thread.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -26,7 +29,8 @@ from tqdm import tqdm
 from mask2iv_ros import labels as lb
 from mask2iv_ros.data.metaworld import record_episode
 from mask2iv_ros.data.metaworld_tasks import VIEWS
-from mask2iv_ros.planning.motion import between_neighbours, mask_motion
+from mask2iv_ros.framing import Framing
+from mask2iv_ros.planning.motion import between_neighbours, mask_motion, restore_motion
 from mask2iv_ros.planning.path import DEPTH_MODELS, lift_path
 
 TASKS = (
@@ -36,6 +40,13 @@ TASKS = (
 TURNING = ('dial-turn', 'door-close', 'door-open', 'faucet-close', 'faucet-open')
 FIRST_EPISODE = 10  # of the test split: 'auto' was made on episodes 0 and 1, cameras front and corner
 FRAMES = 16
+MODEL_SIZE = (128, 160)
+SETS = (
+    'true masks',
+    'damaged masks',
+    'true masks as the node sees them',
+    'damaged masks as the node sees them',
+)
 ROWS = (*DEPTH_MODELS, 'auto', 'auto with up')
 DRAWN = ('door-open', 'basketball', 'faucet-close', 'drawer-open')
 
@@ -100,10 +111,23 @@ def twists(camera, rotations, ray) -> np.ndarray:
     return np.unwrap(angles)
 
 
-def measure(clip, truth: Truth, camera_name: str, labels: np.ndarray, scores: dict) -> dict:
-    """Add the errors of one clip to `scores`; its paths."""
+def seen_by_node(labels: np.ndarray) -> tuple[np.ndarray, Framing]:
+    """Labels in the model's frame, and what brings them back."""
+    framing = Framing(labels.shape[1:], MODEL_SIZE)
+    return framing.fit_labels(labels), framing
+
+
+def measure(clip, truth: Truth, camera_name: str, labels: np.ndarray, node: bool, scores: dict) -> dict:
+    """Add the errors of one clip to `scores`; its paths. `node`: as the node measures motion."""
     camera, task = clip.camera, clip.source['task']
-    motion = mask_motion(labels)
+    seen, framing = seen_by_node(labels) if node else (labels, None)
+    start = time.process_time()
+    motion = mask_motion(seen)
+    if node:
+        motion = restore_motion(motion, framing)
+    scores['time']['motion'].append(time.process_time() - start)
+    if node:
+        labels = np.concatenate((labels[:1], framing.restore_labels(seen[1:])))
     whole = truth.pixels(camera_name)
     covered = np.array([(lb.dilate(i == lb.OBJECT, 3) & (i == lb.ACTOR)).any() for i in clip.labels])
     for name, position in (('centroid', between_neighbours(motion.centroid)), ('position', motion.position)):
@@ -117,7 +141,9 @@ def measure(clip, truth: Truth, camera_name: str, labels: np.ndarray, scores: di
     for row in ROWS:
         up = camera.cam_to_world[:3, :3].T @ (0, 0, 1.0) if row == 'auto with up' else None
         model = row.split(' ')[0]
+        start = time.process_time()
         path = lift_path(labels, clip.depth[0], camera.intrinsics, None, model, up, motion)
+        scores['time'][f'path, {row}'].append(time.process_time() - start)
         points = np.array([
             turn @ turns[0].T @ (path.points[0] - centres[0]) + centre
             for turn, centre in zip(turns, centres, strict=True)
@@ -133,11 +159,14 @@ def measure(clip, truth: Truth, camera_name: str, labels: np.ndarray, scores: di
         pixel = project(camera, truth.taken('contacts')[frame]).mean(axis=0)
         size = lb.contact_size(labels.shape[1])
         first = lb.contact_frame(labels, size)
-        found = {'first touch in the image': first, 'touch that moves': motion.contact_frame}
-        for name, index in found.items():
-            if index >= 0:
-                at = lb.centroid(lb.contact_band(labels[index], size))
-                scores['contact'][name].append((index - frame, np.linalg.norm(np.array(at) - pixel)))
+        if first >= 0:
+            at = lb.centroid(lb.contact_band(labels[first], size))
+            scores['contact']['first touch in the image'].append((first - frame, np.linalg.norm(at - pixel)))
+        if motion.contact_frame >= 0:
+            off = np.linalg.norm(motion.contact_pixel - pixel)
+            scores['contact']['touch that moves'].append((motion.contact_frame - frame, off))
+            point = to_camera(camera, truth.taken('contacts')[frame]).mean(axis=0)
+            scores['contact point']['auto'].append(np.linalg.norm(paths['auto'].contact - point))
     if task in TURNING:
         true = twists(camera, truth.taken('rotation'), centres[0])
         add_rotation(scores['rotation in the image'][task], motion.rotation, true, motion.rigidity)
@@ -212,6 +241,14 @@ def summary(scores: dict) -> dict:
         }
         for row, found in scores['contact'].items()
     }
+    result['contact point'] = {
+        row: {'median mm': np.median(found) * mm, 'below 50 mm': (np.array(found) < 0.05).mean()}
+        for row, found in scores['contact point'].items()
+    }
+    result['time'] = {
+        row: {'median ms': np.median(found) * 1000, '90 % ms': np.percentile(found, 90) * 1000}
+        for row, found in scores['time'].items()
+    }
     for key in [key for key in scores if key.startswith('rotation')]:
         result[key] = {
             task: {
@@ -242,7 +279,8 @@ def main() -> None:
     parser.add_argument('--cameras', nargs='+', default=['front', 'corner3'])
     parser.add_argument('--out', type=Path, default=Path(__file__).parent / 'results' / 'path_accuracy')
     args = parser.parse_args()
-    scores = {masks: defaultdict(lambda: defaultdict(list)) for masks in ('true masks', 'damaged masks')}
+    scores = {masks: defaultdict(lambda: defaultdict(list)) for masks in SETS}
+    cv2.setNumThreads(1)
     pictures, rng = [], np.random.default_rng(0)
     cases = [(task, FIRST_EPISODE + i) for task in args.tasks for i in range(args.episodes)]
     for task, index in tqdm(cases, unit='episode'):
@@ -251,8 +289,10 @@ def main() -> None:
             task, 'test', index, cameras=args.cameras, num_frames=FRAMES, on_frame=truth.look
         )
         for name, clip in clips.items():
-            measure(clip, truth, name, clip.labels, scores['true masks'])
-            measure(clip, truth, name, damage(clip.labels, rng), scores['damaged masks'])
+            masks = {'true masks': clip.labels, 'damaged masks': damage(clip.labels, rng)}
+            for kind, labels in masks.items():
+                measure(clip, truth, name, labels, False, scores[kind])
+                measure(clip, truth, name, labels, True, scores[f'{kind} as the node sees them'])
             if task in DRAWN and index == FIRST_EPISODE and name == args.cameras[0]:
                 motion = mask_motion(clip.labels)
                 pictures.append(draw(clip, motion.position, motion.centroid, truth.pixels(name)))
@@ -270,6 +310,8 @@ def main() -> None:
             "Position error in pixels where the arm touches or covers the object's mask:", found['2-D']
         )
         lines += table('Contact frame and pixel:', found['contact'])
+        lines += table('Contact point in 3-D:', found['contact point'])
+        lines += table('Time of one plan:', found['time'])
         for key, about in (
             ('rotation in the image', 'viewing ray, from the image alone'),
             ('rotation in the support plane', 'normal of the support plane, from masks projected onto it'),

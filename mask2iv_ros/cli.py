@@ -100,6 +100,8 @@ def train(args: argparse.Namespace) -> None:
 
 def generate(args: argparse.Namespace) -> None:
     from mask2iv_ros.pipelines.loading import load_pipeline
+    from mask2iv_ros.planning.assess import check_plans
+    from mask2iv_ros.planning.checks import PlanLimits
     from mask2iv_ros.planning.generate import generate_plans
     from mask2iv_ros.planning.request import GenerationRequest, plan_to_clip
 
@@ -129,6 +131,7 @@ def generate(args: argparse.Namespace) -> None:
                 load_metadata(args.export)
             writer = opened.enter_context(LeRobotClipWriter(args.export))
         plans = generate_plans(load_pipeline(args.model, args.device), request)
+        plans = check_plans(plans, PlanLimits())
         write_plans(args.out, plans, request)
         for plan in plans if writer else ():
             writer.add(plan_to_clip(plan, request))
@@ -140,6 +143,7 @@ def write_plans(out: Path, plans: list, request) -> None:
     """Write each plan into `out/plan_<i>/`, in place of the plans of an earlier run."""
     from mask2iv_ros.labels import overlay
     from mask2iv_ros.pictures import plan_sheet, write_picture, write_video
+    from mask2iv_ros.planning.request import plan_facts
 
     for folder in out.glob('plan_*'):
         if (folder / 'plan.json').is_file():
@@ -156,9 +160,12 @@ def write_plans(out: Path, plans: list, request) -> None:
             write_video(folder / 'video.gif', plan.frames, plan.fps)
         sheet = plan_sheet(plan.labels, plan.frames, plan.task or 'goal')
         write_picture(folder / 'contact_sheet.png', sheet)
-        facts = {key: value for key, value in vars(plan).items() if key not in ('labels', 'frames')}
+        facts = plan_facts(plan)
         (folder / 'plan.json').write_text(json.dumps(facts, indent=2) + '\n')
         print(f'{folder}: seed {plan.seed}, score {plan.score:.2f} ({plan.score_meaning})')
+        for check in plan.checks:
+            if not check.passed:
+                print(f'  fails the check {check.name}: {check.reason}')
 
 
 def prepare(args: argparse.Namespace) -> None:

@@ -100,17 +100,20 @@ class Framing:
         """
         return self._restore(labels, 2, lambda image: resize_labels(image, self.region[2:]), outside)
 
-    def restore_point(self, point: tuple[float, float]) -> tuple[float, float]:
-        """Map an (x, y) pixel of the model frame back to the source; one in the padding to the nearest edge.
+    @property
+    def scale(self) -> tuple[float, float]:
+        """(x, y) source pixels a pixel of the model frame; the two differ by rounding only."""
+        (height, width), (inner_height, inner_width) = self.region[2:], self.inner
+        return width / inner_width, height / inner_height
 
-        Whole numbers are the centres of pixels, in both frames.
+    def restore_points(self, points: np.ndarray) -> np.ndarray:
+        """Map (..., 2) x, y pixels of the model frame back to the source; those in the padding to its edge.
+
+        Whole numbers are the centres of pixels, in both frames. nan stays nan.
         """
-        restored = []
-        for coordinate, axis in zip(point, (1, 0), strict=True):
-            size = self.region[2 + axis]
-            pixel = (coordinate - self.offset[axis] + 0.5) * size / self.inner[axis] - 0.5
-            restored.append(self.region[axis] + min(max(pixel, 0.0), size - 1.0))
-        return tuple(restored)
+        (top, left), (y, x, height, width) = self.offset, self.region
+        pixels = (np.asarray(points, np.float64) - (left, top) + 0.5) * self.scale - 0.5
+        return np.clip(pixels, 0.0, (width - 1.0, height - 1.0)) + np.array((x, y))
 
     def _resize_to_inner(self, image: np.ndarray) -> np.ndarray:
         return _resize(image, self.inner)

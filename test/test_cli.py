@@ -62,6 +62,17 @@ def test_generate_writes_everything_a_person_looks_at(generated):
     }
 
 
+def test_a_plans_file_tells_its_motion_and_what_it_was_held_against(generated):
+    facts = json.loads((generated / 'plan_0' / 'plan.json').read_text())
+    assert len(facts['motion']) == 8
+    x, y = facts['motion'][0]['position']
+    mask = np.asarray(Image.open(MASK))
+    assert np.hypot(x - np.nonzero(mask)[1].mean(), y - np.nonzero(mask)[0].mean()) < 5
+    assert facts['motion'][0]['position_spread'] == 0  # two samples
+    assert {check['name'] for check in facts['checks']} > {'contact', 'agreement in the image'}
+    assert facts['checks_passed'] == all(check['passed'] for check in facts['checks'])
+
+
 def test_generated_labels_are_of_the_pictures_size_and_start_with_the_masks(generated):
     files = sorted((generated / 'plan_0' / 'labels').glob('*.png'))
     assert len(files) == 8

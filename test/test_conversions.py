@@ -12,6 +12,7 @@ from mask2iv_ros.ros.conversions import (
     ImageError,
     read_colour,
     read_depth,
+    read_distortion,
     read_intrinsics,
     read_labels,
     read_mask,
@@ -160,3 +161,36 @@ def test_an_uncalibrated_camera_has_no_intrinsics():
     np.testing.assert_array_equal(read_intrinsics(CameraInfo(k=matrix.ravel())), matrix)
     matrix[0, 0] = np.nan
     assert read_intrinsics(CameraInfo(k=matrix.ravel())) is None
+
+
+def test_rectified_images_have_the_matrix_p():
+    p = np.array([(300.0, 0, 160, 5), (0, 310, 120, 0), (0, 0, 1, 0)])
+    message = CameraInfo(k=np.diag((400.0, 400, 1)).ravel(), p=p.ravel())
+    np.testing.assert_array_equal(read_intrinsics(message, rectified=True), p[:, :3])
+    assert read_intrinsics(CameraInfo(k=message.k), rectified=True) is None
+
+
+@pytest.mark.parametrize(('model', 'count'), [('plumb_bob', 5), ('plumb_bob', 4), ('rational_polynomial', 8)])
+def test_distortion_is_read(model, count):
+    coefficients = [0.1 * i for i in range(count)]
+    read = read_distortion(CameraInfo(distortion_model=model, d=coefficients))
+    np.testing.assert_array_equal(read, coefficients)
+
+
+@pytest.mark.parametrize(('model', 'd'), [('', []), ('plumb_bob', []), ('plumb_bob', [0.0] * 5)])
+def test_no_distortion_is_none(model, d):
+    assert read_distortion(CameraInfo(distortion_model=model, d=d)) is None
+
+
+@pytest.mark.parametrize(
+    ('model', 'd', 'words'),
+    [
+        ('equidistant', [0.0] * 4, "'equidistant', expected plumb_bob or rational_polynomial"),  # 0 bends too
+        ('', [0.1] * 5, "the distortion model ''"),
+        ('plumb_bob', [0.1] * 3, '3 distortion coefficients'),
+        ('plumb_bob', [float('nan')] * 5, 'finite'),
+    ],
+)
+def test_distortion_that_cannot_be_taken_out_is_named(model, d, words):
+    with pytest.raises(ValueError, match=words):
+        read_distortion(CameraInfo(distortion_model=model, d=d))

@@ -25,7 +25,7 @@ def constants(path: Path) -> dict[str, int]:
 
 def test_service_and_action_have_the_same_error_codes():
     codes = constants(REPOSITORY / 'srv/GenerateInteraction.srv')
-    assert list(codes.values()) == list(range(15))
+    assert list(codes.values()) == list(range(16))
     assert constants(REPOSITORY / 'action/GenerateInteraction.action') == codes
     for name, value in codes.items():
         assert getattr(GenerateInteraction.Response, name) == value

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from mask2iv_ros import labels as lb
-from mask2iv_ros.planning.motion import APPROACH, INTERACT, RELEASE, mask_motion
+from mask2iv_ros.framing import Framing
+from mask2iv_ros.planning.motion import APPROACH, INTERACT, RELEASE, mask_motion, restore_motion
 
 HEIGHT, WIDTH = 120, 160
 
@@ -159,6 +160,28 @@ def test_an_object_of_one_pixel_and_one_at_the_border_are_no_trouble():
     np.testing.assert_array_equal(motion.position, np.zeros((3, 2)))
     edge = mask_motion(clip([rectangle((x, 60), (30, 20)) for x in (30, 15, 5)]))
     assert np.isfinite(edge.position).all()
+
+
+@pytest.mark.parametrize('model', [(60, 80), (60, 100), (48, 80)])
+def test_motion_in_a_models_small_frame_is_that_of_the_image(model):
+    """Half the size or less, with padding at the sides, and with padding above and below."""
+    block = [(80 + 4 * max(0, t - 3), 60) for t in range(8)]
+    hand = [(40 + 7 * t, 60) for t in range(4)] + [(x - 19, y) for x, y in block[4:]]
+    labels = clip(
+        [rectangle(p, (30, 16), 10 * t) for t, p in enumerate(block)], [rectangle(p, (14, 14)) for p in hand]
+    )
+    framing = Framing((HEIGHT, WIDTH), model)
+    fine = mask_motion(labels)
+    motion = restore_motion(mask_motion(framing.fit_labels(labels)), framing)
+    np.testing.assert_allclose(motion.position, fine.position, atol=1)
+    np.testing.assert_allclose(motion.actor_centroid, fine.actor_centroid, atol=1)
+    np.testing.assert_allclose(motion.area, fine.area, rtol=0.1)
+    np.testing.assert_allclose(motion.actor_area, fine.actor_area, rtol=0.15)
+    np.testing.assert_allclose(motion.extent, fine.extent, atol=2.5)
+    np.testing.assert_allclose(np.degrees(motion.rotation), np.degrees(fine.rotation), atol=6)
+    assert motion.contact_frame == fine.contact_frame
+    np.testing.assert_allclose(motion.contact_pixel, fine.contact_pixel, atol=2)
+    assert motion.filled.shape == (8, *model)
 
 
 @pytest.mark.parametrize(

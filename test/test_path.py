@@ -5,6 +5,10 @@ import numpy as np
 import pytest
 
 from mask2iv_ros import labels as lb
+from mask2iv_ros.framing import Framing
+from mask2iv_ros.planning.assess import Geometry, check_plans, lift_plans
+from mask2iv_ros.planning.checks import PlanLimits, passed
+from mask2iv_ros.planning.motion import mask_motion, restore_motion
 from mask2iv_ros.planning.path import (
     DEPTH_MODELS,
     DEPTH_RANGE,
@@ -14,6 +18,7 @@ from mask2iv_ros.planning.path import (
     pixel_rays,
     support_normal,
 )
+from mask2iv_ros.planning.request import Plan
 
 HEIGHT, WIDTH = 120, 160
 K = np.array([[150.0, 0, 79.5], [0, 150, 59.5], [0, 0, 1]])
@@ -128,7 +133,8 @@ class TestPlane:
     @pytest.mark.parametrize('distortion', [None, DISTORTION])
     def test_the_table_of_a_scene(self, distortion):
         labels, depth = scene(sliding(), distortion)
-        assert support_normal(labels, depth, K, distortion) @ UP > np.cos(np.radians(0.5))
+        normal = support_normal(labels[0], mask_motion(labels), depth, K, distortion)
+        assert normal @ UP > np.cos(np.radians(0.5))
 
 
 class TestRotation:
@@ -239,3 +245,85 @@ class TestModels:
             lift_path(labels, depth, np.eye(4))
         with pytest.raises(ValueError, match=r"depth_model: expected auto, .*got 'magic'"):
             lift_path(labels, depth, K, depth_model='magic')
+
+
+class TestPlans:
+    """What the node does: motion in the model's frame, several samples, another frame."""
+
+    def plans(self, *tracks) -> tuple[list[Plan], Geometry]:
+        plans, framing = [], Framing((HEIGHT, WIDTH), (96, 140))
+        for seed, truth in enumerate(tracks):
+            labels, depth = scene(truth, DISTORTION)
+            motion = restore_motion(mask_motion(framing.fit_labels(labels)), framing)
+            plans.append(Plan(labels, None, '', seed, 'm', 0.1 * seed, '', motion, 15.0))
+        return plans, Geometry(depth, K, DISTORTION)
+
+    def test_motion_in_the_models_frame_gives_the_same_path(self):
+        (plan,), geometry = self.plans(sliding())
+        lift_plans([plan], geometry)
+        assert plan.path.depth_model == 'support_plane'
+        assert plan.path_note == plan.path.reason
+        assert np.linalg.norm(plan.path.points - sliding(), axis=1).max() < 0.012
+        assert plan.path.normal @ UP > np.cos(np.radians(1))
+        assert plan.path_spread is None
+
+    def test_samples_spread(self):
+        shifted = sliding() + np.linspace(0, 1, 6)[:, None] * (0.06, 0, 0)
+        plans, geometry = self.plans(sliding(), shifted)
+        lift_plans(plans, geometry, 'constant_depth')
+        points = np.stack([plan.path.points for plan in plans])
+        for plan in plans:
+            np.testing.assert_allclose(plan.path_spread, np.sqrt(points.var(axis=0, ddof=1).sum(axis=1)))
+        assert plans[0].path_spread[-1] > 0.03
+
+    def test_paths_are_given_in_the_frame_that_is_asked_for(self):
+        (plan,), geometry = self.plans(sliding())
+        lift_plans([plan], geometry)
+        optical = plan.path
+        turn = cv2.Rodrigues(np.array((0.3, -0.5, 0.2)))[0]
+        to_frame = np.eye(4)
+        to_frame[:3, :3], to_frame[:3, 3] = turn, (1, 2, 3)
+        lift_plans([plan], geometry, to_frame=to_frame)
+        np.testing.assert_allclose(plan.path.points, optical.points @ turn.T + to_frame[:3, 3])
+        np.testing.assert_allclose(plan.path.normal, turn @ optical.normal)
+        np.testing.assert_array_equal(plan.path.rotation, optical.rotation)
+
+    def test_without_depth_on_the_object_the_note_says_so(self):
+        (plan,), geometry = self.plans(sliding())
+        for nothing in (0.0, np.nan, 10.0):
+            geometry.depth[plan.labels[0] != 0] = nothing
+            lift_plans([plan], geometry)
+            assert plan.path is None
+            assert plan.path_note == 'depth has no value between 0.01 and 10.0 m in object_mask'
+
+    def test_plans_that_pass_come_first_then_the_best(self):
+        far = sliding() + np.linspace(0, 1, 6)[:, None] * (0.3, 0, 0)
+        plans, geometry = self.plans(sliding(), sliding(), far)  # scores 0, 0.1, 0.2
+        lift_plans(plans, geometry)
+        limits = PlanLimits(workspace=((-1, -1, 0), (0.2, 1, 3)), contact_required=False,
+                            max_free_motion=None, max_spread_pixels=None)  # fmt: skip
+        ordered = check_plans(plans, limits)
+        assert [(plan.seed, passed(plan.checks)) for plan in ordered] == [(1, True), (0, True), (2, False)]
+        assert [check.name for check in ordered[-1].checks if not check.passed] == ['workspace']
+
+
+class TestContact:
+    def test_it_is_on_the_surface_that_is_touched(self):
+        """A box whose left half stands 0.1 m nearer than its right half is touched from the left."""
+        labels = np.zeros((3, HEIGHT, WIDTH), np.uint8)
+        depth = np.full((HEIGHT, WIDTH), 1.5, np.float32)
+        left, right, top, bottom = WIDTH // 2 - 30, WIDTH // 2 + 30, HEIGHT // 2 - 20, HEIGHT // 2 + 20
+        depth[top:bottom, left : WIDTH // 2], depth[top:bottom, WIDTH // 2 : right] = 1.0, 1.1
+        for t, image in enumerate(labels):
+            image[top:bottom, left + 8 * t : right + 8 * t] = lb.OBJECT
+            if t:
+                image[top:bottom, left + 8 * t - 12 : left + 8 * t] = lb.ACTOR
+        path = lift_path(labels, depth, K, depth_model='constant_depth')
+        motion = mask_motion(labels)
+        assert motion.contact_frame == 1
+        assert path.contact[2] == pytest.approx(path.points[1, 2] + 1.0 - path.points[0, 2], abs=0.02)
+        np.testing.assert_allclose(project(path.contact[None])[0], motion.contact_pixel, atol=0.01)
+
+    def test_there_is_none_without_an_actor(self):
+        labels, depth = scene(sliding())
+        assert lift_path(labels, depth, K).contact is None

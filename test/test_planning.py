@@ -16,13 +16,19 @@ from mask2iv_ros.planning.generate import (
     AGREEMENT,
     PERMANENCE,
     Cancelled,
-    find_contact,
     generate_plans,
     object_permanence,
     sample_agreement,
 )
-from mask2iv_ros.planning.path import lift_centroids
-from mask2iv_ros.planning.request import GenerationRequest, InvalidRequest, Plan, move_mask, plan_to_clip
+from mask2iv_ros.planning.motion import mask_motion, restore_motion
+from mask2iv_ros.planning.request import (
+    GenerationRequest,
+    InvalidRequest,
+    Plan,
+    move_mask,
+    plan_facts,
+    plan_to_clip,
+)
 from tiny_model import build_tiny_pipeline
 
 
@@ -79,6 +85,43 @@ def test_trajectory_only_has_no_video(pipeline):
         plan_to_clip(plan, asked)
 
 
+@pytest.mark.parametrize('size', [(90, 160), (480, 640), (101, 203)])
+def test_motion_is_in_the_pixels_of_the_image(pipeline, size):
+    asked = request(*size)
+    (plan,) = generate_plans(pipeline, asked)
+    pixel = max(1, size[0] / 32, size[1] / 48)  # of the model, in source pixels
+    assert len(plan.motion) == 8
+    np.testing.assert_allclose(plan.motion.position[0], lb.centroid(asked.object_mask), atol=pixel / 2)
+    np.testing.assert_allclose(plan.motion.actor_centroid[0], lb.centroid(asked.actor_mask), atol=pixel / 2)
+    assert plan.motion.area[0] == pytest.approx(asked.object_mask.sum(), rel=0.3)
+    assert plan.position_spread is None
+
+
+def test_samples_tell_how_far_they_stray_from_each_other(pipeline):
+    plans = generate_plans(pipeline, request(num_samples=3, trajectory_only=True))
+    positions = np.stack([plan.motion.position for plan in plans])
+    for plan in plans:
+        np.testing.assert_allclose(
+            plan.position_spread, np.sqrt(positions.var(axis=0, ddof=1).sum(axis=1)), atol=1e-9
+        )
+    assert plans[0].position_spread[0] == 0  # the observation is the same
+    assert plans[0].position_spread.max() > 0
+
+
+def test_the_facts_of_a_plan_are_json_with_none_for_the_unknown(pipeline):
+    (plan,) = generate_plans(pipeline, request(actor_mask=None, trajectory_only=True))
+    plan.motion.rotation[3] = np.nan
+    facts = json.loads(json.dumps(plan_facts(plan), allow_nan=False))
+    assert [facts[key] for key in ('seed', 'task', 'contact_frame')] == [0, 'open', plan.motion.contact_frame]
+    assert len(facts['motion']) == 8
+    first = facts['motion'][0]
+    assert first['phase'] == 'approach'
+    np.testing.assert_allclose(first['position'], plan.motion.position[0])
+    assert first['position_spread'] is None
+    assert first['actor_position'] == [None, None]
+    assert facts['motion'][3]['rotation'] is None
+
+
 def test_samples_have_their_own_seeds_and_come_best_first(pipeline, monkeypatch):
     monkeypatch.setattr(generate, 'sample_agreement', lambda labels: np.array([0.2, 0.9, 0.5]))
     plans = generate_plans(pipeline, request(num_samples=3, seed=7, trajectory_only=True))
@@ -102,7 +145,8 @@ def test_a_plan_becomes_a_clip_with_its_goal_and_provenance(pipeline):
 @pytest.mark.parametrize('fps', [15, 30, 49])  # 1 / (1 / 49) is not 49, and LeRobot stores whole rates
 def test_a_clip_has_the_frame_rate_of_its_plan(fps):
     asked = request()
-    plan = Plan(asked.labels[None], asked.frame[None], '', 0, 'tiny', 1.0, '', -1, None, fps)
+    motion = mask_motion(asked.labels[None])
+    plan = Plan(asked.labels[None], asked.frame[None], '', 0, 'tiny', 1.0, '', motion, fps)
     assert plan_to_clip(plan, asked).fps == fps
 
 
@@ -194,22 +238,26 @@ def test_every_contact_frame_has_a_contact_pixel(size):
     height, width = size
     labels[1:, height // 2 :, : width // 2] = lb.OBJECT
     labels[2, : height // 2, : width // 2] = lb.ACTOR
-    frame, (x, y) = find_contact(framing.fit_labels(labels), framing)
-    assert frame == 2
+    motion = restore_motion(mask_motion(framing.fit_labels(labels[1:])), framing)
+    assert motion.contact_frame == 1
+    x, y = motion.contact_pixel
     pixel = max(1, height / 128)  # of the model, in source pixels
     assert (x, y) == (
         pytest.approx(width / 4 - 0.5, abs=pixel),
         pytest.approx(height / 2 - 0.5, abs=pixel),
     )
-    assert find_contact(framing.fit_labels(labels[:2]), framing) == (-1, None)
+    motion = restore_motion(mask_motion(framing.fit_labels(labels[1:2])), framing)
+    assert (motion.contact_frame, motion.contact_pixel) == (-1, None)
 
 
 def test_small_images_have_contacts_too(pipeline):
     below, above = np.zeros((2, 10, 16), bool)
     below[5:, 4:12] = above[:5, 4:12] = True
     (plan,) = generate_plans(pipeline, request(10, 16, object_mask=below, actor_mask=above))
-    assert plan.contact_frame == 0
-    assert plan.contact_pixel == (pytest.approx(7.5, abs=1), pytest.approx(4.5, abs=1))
+    assert plan.motion.contact_frame >= 0
+    x, y = plan.motion.contact_pixel
+    assert 0 <= x <= 15
+    assert 0 <= y <= 9
 
 
 def test_offloaded_models_are_freed_after_a_request(pipeline):
@@ -252,35 +300,3 @@ def test_score_drops_when_the_object_vanishes():
     assert object_permanence(labels) == 1
     labels[3:] = 0
     assert object_permanence(labels) == 0.5
-
-
-class TestLiftPath:
-    K = np.array([[100.0, 0, 32], [0, 100, 24], [0, 0, 1]])
-
-    def moving(self) -> np.ndarray:
-        labels = np.zeros((3, 48, 64), np.uint8)
-        for t in range(3):
-            labels[t, 20:29, 28 + 10 * t : 37 + 10 * t] = lb.OBJECT
-        return labels
-
-    def test_pinhole_geometry(self):
-        path = lift_centroids(self.moving(), np.full((48, 64), 2.0, np.float32), self.K)
-        np.testing.assert_allclose(path, [(0, 0, 2), (0.2, 0, 2), (0.4, 0, 2)], atol=1e-9)
-
-    def test_invalid_depths_are_left_out(self):
-        depth = np.full((48, 64), 1.5, np.float32)
-        depth[20:24, 28:37] = [[np.nan], [0], [np.inf], [10]]
-        np.testing.assert_allclose(lift_centroids(self.moving(), depth, self.K)[:, 2], 1.5)
-
-    def test_no_valid_depth_gives_none(self):
-        assert lift_centroids(self.moving(), np.full((48, 64), np.nan, np.float32), self.K) is None
-
-    def test_a_hidden_object_stays_where_it_was(self):
-        labels = self.moving()
-        labels[1] = lb.ACTOR
-        path = lift_centroids(labels, np.ones((48, 64), np.float32), self.K)
-        np.testing.assert_array_equal(path[1], path[0])
-
-    def test_sizes_must_fit(self):
-        with pytest.raises(ValueError, match='depth: expected'):
-            lift_centroids(self.moving(), np.ones((4, 4), np.float32), self.K)

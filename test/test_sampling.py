@@ -102,7 +102,7 @@ def test_what_a_crop_saw_goes_back_to_its_place_and_the_rest_stays():
     np.testing.assert_array_equal(framing.restore_labels(framing.fit_labels(labels), labels), labels)
     alone = framing.restore_labels(framing.fit_labels(labels))
     assert not alone[:, :12].any()
-    assert framing.restore_point((0, 0)) == (20, 12)
+    assert tuple(framing.restore_points((0, 0))) == (20, 12)
 
 
 def test_a_crop_outside_the_picture_is_refused():

@@ -16,6 +16,8 @@ from mask2iv_ros import labels as lb
 from mask2iv_ros.framing import Framing
 from mask2iv_ros.interpolation import stretch_labels
 from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
+from mask2iv_ros.planning.checks import sample_spread
+from mask2iv_ros.planning.motion import mask_motion, restore_motion
 from mask2iv_ros.planning.request import GenerationRequest, InvalidRequest, Plan, check_request
 
 #: Called after each denoising step with stage, steps done, steps in all, and for stage 1 the (T, h, w) uint8
@@ -123,7 +125,6 @@ def generate_plans(
         if videos is not None:
             frames = framing.restore_frames(videos[i])
             frames[0] = request.frame
-        contact_frame, contact_pixel = find_contact(trajectory, framing)
         plans.append(
             Plan(
                 labels=restored,
@@ -133,12 +134,15 @@ def generate_plans(
                 model_name=pipeline.config.name,
                 score=float(scores[i]),
                 score_meaning=meaning,
-                contact_frame=contact_frame,
-                contact_pixel=contact_pixel,
+                motion=restore_motion(mask_motion(trajectory), framing),
                 fps=fps,
                 timings=clock,
             )
         )
+    if count > 1:
+        spread = sample_spread(np.stack([plan.motion.position for plan in plans]))
+        for plan in plans:
+            plan.position_spread = spread
     clock['postprocess'] = time.perf_counter() - mark
     return sorted(plans, key=lambda plan: -plan.score)
 
@@ -163,22 +167,6 @@ def object_permanence(labels: np.ndarray) -> float:
     areas = ((labels == lb.OBJECT) | (labels == lb.PART)).sum(axis=(1, 2))
     ratio = areas[1:] / areas[0]
     return float(((ratio >= 0.5) & (ratio <= 2)).mean())
-
-
-def find_contact(labels: np.ndarray, framing: Framing) -> tuple[int, tuple[float, float] | None]:
-    """First frame in which actor and object touch, and the (x, y) source pixel of the contact's centre.
-
-    Args:
-        labels: (T, h, w) uint8 label images in the model's frame.
-
-    Returns:
-        -1 and None if they never touch.
-    """
-    size = lb.contact_size(framing.model[0])
-    frame = lb.contact_frame(labels, size)
-    if frame < 0:
-        return -1, None
-    return frame, framing.restore_point(lb.centroid(lb.contact_band(labels[frame], size)))
 
 
 def _fit_object(framing: Framing, labels: np.ndarray, name: str) -> np.ndarray:

@@ -7,12 +7,13 @@ states. `benchmarks/path_accuracy.py` measures them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
 from mask2iv_ros import labels as lb
+from mask2iv_ros.framing import Framing
 from mask2iv_ros.planning.motion import MaskMotion, between_neighbours, mask_motion
 
 #: Depths outside this open interval, in metres, are invalid (0 and 10 m are common codes for "none").
@@ -31,6 +32,8 @@ DEPTH_MODELS = {
 SCALE_MARGIN = 0.08  #: how much worse (in log scale) the support plane may explain the outline's size
 MAX_DEPTH_CHANGE = 1.5  #: an arm does not carry an object farther than to this multiple of its depth
 MIN_RIGIDITY = 0.75  #: outlines that fit less say nothing about scale
+PIXELS = 500  #: of a mask that are projected, chosen at random
+SCENE_POINTS = 4000  #: of the grid in which the support plane is sought
 MIN_ELONGATION = 1.5  #: length by width below which the axis of a mask says nothing about its turn
 MIN_SLOPE = 0.1  #: sine of the angle between ray and plane below which their intersection is not used
 
@@ -47,6 +50,8 @@ class ObjectPath:
             if the depth image shows no plane.
         rotation: (T,) float64 radians, turn about `normal` since frame 0, right-handed: of a lever, the angle
             that it was turned. See `plane_rotation`, also for what it is wrong for; nan where unknown.
+        contact: (3,) metres, where actor and object touch in the contact frame; see `lift_contact`. None
+            without a contact.
     """
 
     points: np.ndarray
@@ -54,6 +59,17 @@ class ObjectPath:
     reason: str
     normal: np.ndarray | None
     rotation: np.ndarray
+    contact: np.ndarray | None = None
+
+    def transformed(self, matrix: np.ndarray) -> ObjectPath:
+        """The path in another frame; `matrix` (4, 4) takes points of the optical frame there."""
+        turn, shift = matrix[:3, :3], matrix[:3, 3]
+        return replace(
+            self,
+            points=self.points @ turn.T + shift,
+            normal=None if self.normal is None else turn @ self.normal,
+            contact=None if self.contact is None else turn @ self.contact + shift,
+        )
 
 
 def valid_depth(depth: np.ndarray) -> np.ndarray:
@@ -70,12 +86,26 @@ def object_depth(depth: np.ndarray, mask: np.ndarray) -> float | None:
         depth: (H, W) metres along the optical axis; NaN and values outside `DEPTH_RANGE` are invalid.
         mask: (H, W), not 0 on the object.
     """
-    mask = mask != 0
-    for inside in (lb.erode(mask, 3), mask):
-        values = depth[inside & valid_depth(depth)]
-        if len(values) >= 0.25 * mask.sum():
+    box = _box(mask, margin=1)
+    if box is None:
+        return None
+    mask, depth = (mask[box] != 0).astype(np.uint8), depth[box]
+    valid = valid_depth(depth)
+    for inside in (cv2.erode(mask, np.ones((3, 3), np.uint8)), mask):
+        values = depth[(inside != 0) & valid]
+        if len(values) >= 0.25 * np.count_nonzero(mask):
             break
     return float(np.median(values)) if values.size else None
+
+
+def _box(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice] | None:
+    """Rows and columns of the box around what is not 0 in (H, W), with a margin; None if nothing is."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return None
+    return tuple(
+        slice(max(0, int(found[0]) - margin), int(found[-1]) + 1 + margin) for found in (rows, columns)
+    )
 
 
 def pixel_rays(
@@ -90,13 +120,14 @@ def pixel_rays(
     """
     if distortion is not None and np.size(distortion) not in (0, 4, 5, 8, 12, 14):
         raise ValueError(f'distortion: expected 4, 5, 8, 12 or 14 values, got {np.size(distortion)}')
-    coefficients = np.zeros(5) if distortion is None or not np.size(distortion) else np.ravel(distortion)
-    points = np.asarray(pixels, np.float64).reshape(-1, 1, 2)
+    matrix, points = np.asarray(intrinsics, np.float64), np.asarray(pixels, np.float64).reshape(-1, 2)
+    if distortion is None or not np.any(distortion):
+        return np.column_stack((points, np.ones(len(points)))) @ np.linalg.inv(matrix).T
     criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-9)  # the default stops after 5
     normal = cv2.undistortPointsIter(
-        points, np.asarray(intrinsics, np.float64), np.asarray(coefficients, np.float64), None, None, criteria
+        points[:, None], matrix, np.ravel(distortion).astype(np.float64), None, None, criteria
     )
-    return np.concatenate((normal.reshape(-1, 2), np.ones((len(points), 1))), axis=1)
+    return np.column_stack((normal[:, 0], np.ones(len(points))))
 
 
 def fit_plane(
@@ -138,43 +169,6 @@ def fit_plane(
     return normal, float(normal @ centre)
 
 
-def lift_centroids(labels: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray) -> np.ndarray | None:
-    """Lift the object's visible centroids to a 3-D path at constant depth: what the node publishes.
-
-    `lift_path` is more exact, and takes a few hundred milliseconds, which a request has not to spare yet.
-
-    The object keeps the depth that the observed frame shows in its mask (see `object_depth`), since one
-    depth image says nothing about later frames. A frame in which the object is hidden repeats the last
-    position.
-
-    Args:
-        labels: (T, H, W) uint8 label images.
-        depth: (H, W) metres along the optical axis, of the frame of labels[0].
-        intrinsics: (3, 3) pinhole matrix of that frame, in pixels.
-
-    Returns:
-        (T, 3) float64 metres in the camera optical frame, or None if no pixel of the object has valid depth.
-
-    Raises:
-        ValueError: sizes that do not fit.
-    """
-    if depth.shape != labels.shape[1:]:
-        raise ValueError(f'depth: expected {labels.shape[1:]}, got {depth.shape}')
-    if intrinsics.shape != (3, 3):
-        raise ValueError(f'intrinsics: expected (3, 3), got {intrinsics.shape}')
-    objects = (labels == lb.OBJECT) | (labels == lb.PART)
-    z = object_depth(depth, objects[0])
-    if z is None:
-        return None
-    path, pixel = [], lb.centroid(objects[0])
-    for mask in objects:
-        pixel = lb.centroid(mask) or pixel
-        x = (pixel[0] - intrinsics[0, 2]) * z / intrinsics[0, 0]
-        y = (pixel[1] - intrinsics[1, 2]) * z / intrinsics[1, 1]
-        path.append((x, y, z))
-    return np.array(path)
-
-
 def lift_path(
     labels: np.ndarray,
     depth: np.ndarray,
@@ -213,23 +207,23 @@ def lift_path(
         raise ValueError(f'intrinsics: expected (3, 3), got {np.shape(intrinsics)}')
     if depth_model != 'auto' and depth_model not in DEPTH_MODELS:
         raise ValueError(f'depth_model: expected auto, {", ".join(DEPTH_MODELS)}, got {depth_model!r}')
-    objects = (labels == lb.OBJECT) | (labels == lb.PART)
-    z = object_depth(depth, objects[0])
+    observed = labels[0]
+    is_object = (observed == lb.OBJECT) | (observed == lb.PART)
+    z = object_depth(depth, is_object)
     if z is None:
         return None
     motion = mask_motion(labels) if motion is None else motion
     rays = pixel_rays(motion.position, intrinsics, distortion)
-    start = rays[0] * z
-    depths = {
-        'constant_depth': np.full(len(rays), z),
-        'mask_area': z * np.sqrt(motion.area[0] / motion.area),
-        'place_depth': _place_depths(objects, depth, labels[0] == lb.BACKGROUND, z),
-    }
-    normal = support_normal(labels, depth, intrinsics, distortion, up)
+    normal = support_normal(observed, motion, depth, intrinsics, distortion, up)
+    depths = {'constant_depth': np.full(len(rays), z)}
     if normal is not None:
         forward = np.array((0.0, 0.0, 1.0))
-        depths['support_plane'] = _meet(rays, normal, start)
-        depths['upright_plane'] = _meet(rays, forward - (forward @ normal) * normal, start)
+        depths['support_plane'] = _meet(rays, normal, rays[0] * z)
+        depths['upright_plane'] = _meet(rays, forward - (forward @ normal) * normal, rays[0] * z)
+    if depth_model == 'mask_area':
+        depths['mask_area'] = z * np.sqrt(motion.area[0] / motion.area)
+    if depth_model == 'place_depth':
+        depths['place_depth'] = _place_depths(labels, depth, z)
     depths = {name: found for name, found in depths.items() if found is not None}
     if depth_model == 'auto':
         depth_model, reason = _choose(depths, motion)
@@ -240,13 +234,48 @@ def lift_path(
         depth_model = 'constant_depth'
     rotation = np.full(len(rays), np.nan)
     if normal is not None:
-        rotation = plane_rotation(motion.filled, normal, intrinsics, distortion)
+        rotation = plane_rotation(motion.filled, normal, intrinsics, distortion, motion.framing)
         rotation[motion.visibility == 0] = np.nan
-    return ObjectPath(rays * depths[depth_model][:, None], depth_model, reason, normal, rotation)
+    points = rays * depths[depth_model][:, None]
+    contact = lift_contact(points, motion, depth, is_object, intrinsics, distortion)
+    return ObjectPath(points, depth_model, reason, normal, rotation, contact)
+
+
+def lift_contact(
+    points: np.ndarray,
+    motion: MaskMotion,
+    depth: np.ndarray,
+    is_object: np.ndarray,
+    intrinsics: np.ndarray,
+    distortion: np.ndarray | None = None,
+) -> np.ndarray | None:
+    """(3,) metres: the contact pixel at the depth of the object's surface there; None without a contact.
+
+    That surface is what the depth image shows at the place on the object that is touched, nearer or farther
+    by as much as the object has moved until contact.
+
+    Args:
+        points: (T, 3) metres, path of the object.
+        is_object: (H, W) bool, the object in frame 0; the rest as in `lift_path`.
+    """
+    if motion.contact_frame < 0:
+        return None
+    frame = motion.contact_frame
+    pixel = np.array(motion.contact_pixel)
+    x, y = np.rint(pixel - motion.position[frame] + motion.position[0]).astype(int)
+    reach = max(2, len(depth) // 80)
+    near = slice(max(0, y - reach), max(0, y + reach + 1)), slice(max(0, x - reach), max(0, x + reach + 1))
+    found = depth[near][is_object[near] & valid_depth(depth[near])]
+    z = points[frame, 2] + (np.median(found) - points[0, 2] if len(found) else 0.0)
+    return pixel_rays(pixel[None], intrinsics, distortion)[0] * z
 
 
 def plane_rotation(
-    masks: np.ndarray, normal: np.ndarray, intrinsics: np.ndarray, distortion: np.ndarray | None = None
+    masks: np.ndarray,
+    normal: np.ndarray,
+    intrinsics: np.ndarray,
+    distortion: np.ndarray | None = None,
+    framing: Framing | None = None,
 ) -> np.ndarray:
     """Turn (T,) in radians about a plane's normal since frame 0, of an object that lies along the plane.
 
@@ -258,6 +287,7 @@ def plane_rotation(
     Args:
         masks: (T, H, W) bool.
         normal: (3,) in the camera optical frame.
+        framing: where the masks' pixels lie in the image that the calibration is of; None: they are the same.
 
     Returns:
         nan for frames in which the mask is empty or less than `MIN_ELONGATION` times as long as wide there,
@@ -266,18 +296,25 @@ def plane_rotation(
     across = np.cross(normal, (0.0, 0.0, 1.0) if abs(normal[2]) < 0.9 else (1.0, 0.0, 0.0))
     across /= np.linalg.norm(across)
     axes = np.stack((across, np.cross(normal, across)), axis=1)
+    rng = np.random.default_rng(0)
+    pixels = [rng.permutation(np.argwhere(mask)[:, ::-1])[:PIXELS] for mask in masks]
+    everything = np.concatenate(pixels)
+    if framing is not None:
+        everything = framing.restore_points(everything)
+    rays = pixel_rays(everything, intrinsics, distortion)
+    towards = rays @ normal
+    usable = np.abs(towards) > 1e-3
+    points = rays / np.where(usable, towards, 1.0)[:, None]  # on the plane at distance 1, any would do
+    weights = np.where(usable, np.abs(points[:, 2]) ** 3, 0.0)  # a pixel's area there goes with depth cubed
+    plane = points @ axes
     angles = np.full(len(masks), np.nan)
-    for t, mask in enumerate(masks):
-        ys, xs = np.nonzero(mask)
-        if len(xs) < 3:
+    ends = np.cumsum([len(found) for found in pixels])
+    for t, (start, end) in enumerate(zip(ends - [len(found) for found in pixels], ends, strict=True)):
+        if end - start < 3 or not usable[start:end].any():
             continue
-        rays = pixel_rays(np.stack((xs, ys), axis=1), intrinsics, distortion)
-        towards = rays @ normal
-        rays, towards = rays[np.abs(towards) > 1e-3], towards[np.abs(towards) > 1e-3]
-        points = rays / towards[:, None]  # on the plane at distance 1; its scale does not matter
-        weights = np.abs(points[:, 2]) ** 3  # the area of a pixel on a plane goes with its depth cubed
-        plane = points @ axes
-        values, vectors = np.linalg.eigh(np.cov(plane.T, aweights=weights))
+        weight = weights[start:end] / weights[start:end].sum()
+        off = plane[start:end] - weight @ plane[start:end]
+        values, vectors = np.linalg.eigh((off * weight[:, None]).T @ off)
         if values[1] > MIN_ELONGATION**2 * max(values[0], 1e-12):
             angles[t] = np.arctan2(vectors[1, 1], vectors[0, 1])
     known = np.isfinite(angles)
@@ -286,7 +323,8 @@ def plane_rotation(
 
 
 def support_normal(
-    labels: np.ndarray,
+    observed: np.ndarray,
+    motion: MaskMotion,
     depth: np.ndarray,
     intrinsics: np.ndarray,
     distortion: np.ndarray | None = None,
@@ -295,21 +333,34 @@ def support_normal(
     """Unit normal of the plane around the object's way, in the camera optical frame, on the camera's side.
 
     The plane is sought in the box around all positions of the object and its size more, without what was
-    object or actor when the depth image was taken. Arguments as in `lift_path`; None if there is no plane.
+    object or actor when the depth image was taken.
+
+    Args:
+        observed: (H, W) uint8, labels of frame 0.
+        motion: in pixels of `observed`; the rest as in `lift_path`.
+
+    Returns:
+        None if there is no plane.
     """
-    objects = (labels == lb.OBJECT) | (labels == lb.PART)
-    ys, xs = np.nonzero(objects.any(axis=0))
-    margin = max(10, round(np.sqrt(objects[0].sum())))
-    around = np.zeros(depth.shape, bool)
-    around[max(0, ys.min() - margin) : ys.max() + margin, max(0, xs.min() - margin) : xs.max() + margin] = (
-        True
-    )
-    ys, xs = np.nonzero(around & valid_depth(depth) & ~lb.dilate(labels[0] != lb.BACKGROUND, 5))
+    rows, columns = _box(motion.filled.any(axis=0))
+    corners = np.array(((columns.start, rows.start), (columns.stop, rows.stop))) - 0.5
+    if motion.framing is not None:
+        corners = motion.framing.restore_points(corners)
+    margin = max(10, round(np.sqrt(motion.area[0])))
+    (left, top), (right, bottom) = np.rint(corners + 0.5).astype(int)
+    box = slice(max(0, top - margin), bottom + margin), slice(max(0, left - margin), right + margin)
+    depth = depth[box]
+    taken = cv2.dilate((observed[box] != lb.BACKGROUND).view(np.uint8), np.ones((5, 5), np.uint8))
+    stride = max(1, int(np.sqrt(depth.size / SCENE_POINTS)))
+    grid = slice(stride // 2, None, stride)
+    ys, xs = np.nonzero(valid_depth(depth[grid, grid]) & (taken[grid, grid] == 0))
+    ys, xs = ys * stride + stride // 2, xs * stride + stride // 2
     if not len(xs):
         return None
     picks = np.random.default_rng(0).permutation(len(xs))[:2000]
-    pixels = np.stack((xs, ys), axis=1)[picks]
-    plane = fit_plane(pixel_rays(pixels, intrinsics, distortion) * depth[ys[picks], xs[picks], None], up)
+    ys, xs = ys[picks], xs[picks]
+    pixels = np.stack((xs + box[1].start, ys + box[0].start), axis=1)
+    plane = fit_plane(pixel_rays(pixels, intrinsics, distortion) * depth[ys, xs, None], up)
     return None if plane is None else plane[0]
 
 
@@ -319,18 +370,24 @@ def _meet(rays: np.ndarray, normal: np.ndarray, point: np.ndarray) -> np.ndarray
     A later ray that hardly meets it has the depth of its neighbours.
     """
     towards = rays @ normal
-    with np.errstate(divide='ignore'):
+    with np.errstate(divide='ignore', invalid='ignore'):
         depths = (normal @ point) / towards
     slope = np.abs(towards) / (np.linalg.norm(rays, axis=1) * max(np.linalg.norm(normal), 1e-9))
     met = (slope > MIN_SLOPE) & (depths > 0)
     return between_neighbours(np.where(met, depths, np.nan)) if met[0] else None
 
 
-def _place_depths(objects: np.ndarray, depth: np.ndarray, scene: np.ndarray, z: float) -> np.ndarray | None:
+def _place_depths(labels: np.ndarray, depth: np.ndarray, z: float) -> np.ndarray | None:
     """Median depth (T,) around each mask, plus what the object stands out in frame 0."""
-    scene = scene & valid_depth(depth)
-    around = [depth[lb.dilate(mask, 9) & ~mask & scene] for mask in objects]
-    places = np.array([np.median(found) if len(found) >= 10 else np.nan for found in around])
+    scene = (labels[0] == lb.BACKGROUND) & valid_depth(depth)
+    kernel, places = np.ones((9, 9), np.uint8), np.full(len(labels), np.nan)
+    for t, image in enumerate(labels):
+        mask = ((image == lb.OBJECT) | (image == lb.PART)).view(np.uint8)
+        box = _box(mask, margin=4)
+        if box is not None:
+            around = cv2.dilate(mask[box], kernel) > mask[box]
+            found = depth[box][around & scene[box]]
+            places[t] = np.median(found) if len(found) >= 10 else np.nan
     return z + between_neighbours(places - places[0]) if np.isfinite(places[0]) else None
 
 

@@ -13,6 +13,9 @@ import numpy as np
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.clip import Camera, InteractionClip
+from mask2iv_ros.planning.checks import Check, passed
+from mask2iv_ros.planning.motion import PHASE_NAMES, MaskMotion
+from mask2iv_ros.planning.path import ObjectPath
 
 
 class InvalidRequest(ValueError):  # noqa: N818 - it names the request, as the error codes do
@@ -83,10 +86,14 @@ class Plan:
         labels: (T, H, W) uint8 label images; labels[0] is the observation.
         frames: (T, H, W, 3) uint8 RGB video; None if only the trajectory was asked for.
         score, score_meaning: a plausibility score and what it measures.
-        contact_frame: first frame in which actor and object touch, -1 if none.
-        contact_pixel: (x, y) centre of the contact in that frame; None if there is none.
+        motion: of object and actor, measured on the model's masks, in pixels of the request.
         fps: frames a second.
+        position_spread: (T,) float64 pixels, root mean square distance of the object's positions from their
+            mean over the samples of the request; None for one sample.
         timings: seconds a stage: 'preprocess', 'trajectory', 'video', 'postprocess'.
+        path, path_note, path_spread: 3-D path, None without; why its depth model or why no path; its spread
+            as above in metres, (T,) float64. See `assess.lift_plans`.
+        checks: what it was held against; see `assess.check_plans`.
     """
 
     labels: np.ndarray
@@ -96,10 +103,53 @@ class Plan:
     model_name: str
     score: float
     score_meaning: str
-    contact_frame: int
-    contact_pixel: tuple[float, float] | None
+    motion: MaskMotion
     fps: float
+    position_spread: np.ndarray | None = None
     timings: dict[str, float] = field(default_factory=dict)
+    path: ObjectPath | None = None
+    path_note: str = ''
+    path_spread: np.ndarray | None = None
+    checks: list[Check] = field(default_factory=list)
+
+
+def plan_facts(plan: Plan) -> dict:
+    """All but pictures and path, JSON-serialisable: lengths in pixels, angles in radians, None if unknown."""
+    motion, spread = plan.motion, plan.position_spread
+    per_frame = {
+        'position': motion.position,
+        'position_spread': np.full(len(motion), np.nan) if spread is None else spread,
+        'visibility': motion.visibility,
+        'area': motion.area,
+        'extent': motion.extent,
+        'orientation': motion.orientation,
+        'rotation': motion.rotation,
+        'rigidity': motion.rigidity,
+        'actor_position': motion.actor_centroid,
+        'actor_area': motion.actor_area,
+    }
+    known = {name: _jsonable(values) for name, values in per_frame.items()}
+    return {
+        'task': plan.task,
+        'seed': plan.seed,
+        'model_name': plan.model_name,
+        'score': plan.score,
+        'score_meaning': plan.score_meaning,
+        'fps': plan.fps,
+        'contact_frame': motion.contact_frame,
+        'contact_pixel': motion.contact_pixel,
+        'motion': [
+            {'phase': PHASE_NAMES[int(motion.phases[t])], **{name: found[t] for name, found in known.items()}}
+            for t in range(len(motion))
+        ],
+        'checks': [vars(check) for check in plan.checks],
+        'checks_passed': passed(plan.checks),
+        'timings': plan.timings,
+    }
+
+
+def _jsonable(values: np.ndarray) -> list:
+    return np.where(np.isfinite(values), values.astype(object), None).tolist()
 
 
 def plan_to_clip(

@@ -39,6 +39,7 @@ _ODD_COLOUR = {
 }
 _MASK = {'mono8': 'u1', '8UC1': 'u1', '8SC1': 'i1', 'mono16': 'u2', '16UC1': 'u2', '32SC1': 'i4'}
 _LABELS = ('mono8', '8UC1')
+_DISTORTION = ('plumb_bob', 'rational_polynomial')
 _DEPTH = {'16UC1': ('u2', 0.001), 'mono16': ('u2', 0.001), '32FC1': ('f4', 1.0)}  # REP-118
 
 
@@ -95,14 +96,38 @@ def read_depth(message: Image, name: str = 'depth') -> np.ndarray:
     return depth
 
 
-def read_intrinsics(message: CameraInfo) -> np.ndarray | None:
+def read_intrinsics(message: CameraInfo, rectified: bool = False) -> np.ndarray | None:
     """Return the (3, 3) float64 camera matrix in pixels, or None if the camera is not calibrated.
 
-    Lens distortion is not considered: where it matters, feed the rectified image and its CameraInfo.
+    `rectified`: that of rectified images (P), not of raw ones (K).
     """
-    intrinsics = np.array(message.k, dtype=np.float64).reshape(3, 3)
+    numbers = np.array(message.p, dtype=np.float64).reshape(3, 4)[:, :3] if rectified else message.k
+    intrinsics = np.array(numbers, dtype=np.float64).reshape(3, 3)
     focal = intrinsics[0, 0], intrinsics[1, 1]
     return intrinsics if np.isfinite(intrinsics).all() and min(focal) > 0 else None
+
+
+def read_distortion(message: CameraInfo) -> np.ndarray | None:
+    """Return the coefficients D of raw images in OpenCV's order, None if there is no distortion.
+
+    Raises ValueError for a distortion model other than plumb_bob and rational_polynomial, and for
+    coefficients that are none.
+    """
+    coefficients = np.array(message.d, dtype=np.float64)
+    model = message.distortion_model
+    if model not in _DISTORTION and (model or coefficients.any()):
+        raise ValueError(
+            f'camera_info has the distortion model {model!r}, expected {" or ".join(_DISTORTION)}; feed '
+            'rectified images and set the parameter rectified'
+        )
+    if not coefficients.any():
+        return None
+    if len(coefficients) not in (4, 5, 8, 12, 14) or not np.isfinite(coefficients).all():
+        raise ValueError(
+            f'camera_info has {len(coefficients)} distortion coefficients {coefficients.tolist()}, expected '
+            '4, 5, 8, 12 or 14 finite numbers'
+        )
+    return coefficients
 
 
 def write_image(pixels: np.ndarray, encoding: str, header: Header | None = None) -> Image:

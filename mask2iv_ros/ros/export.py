@@ -52,7 +52,7 @@ def _clip(plan_id: str, plan: Plan, observation: Observation) -> InteractionClip
     return plan_to_clip(
         plan,
         observation.request,
-        None if observation.intrinsics is None else Camera(observation.intrinsics),
+        None if observation.geometry is None else Camera(observation.geometry.intrinsics),
         {
             'plan_id': plan_id,
             'observed_at': stamp.sec + stamp.nanosec * 1e-9,

@@ -20,7 +20,10 @@ import numpy as np
 
 from mask2iv_ros.framing import Framing
 from mask2iv_ros.msg import InteractionPlan
+from mask2iv_ros.planning.assess import check_plans, lift_plans
+from mask2iv_ros.planning.checks import PlanLimits, passed
 from mask2iv_ros.planning.request import InvalidRequest, Plan
+from mask2iv_ros.ros.frames import Frames
 from mask2iv_ros.ros.requests import Observation
 
 ABANDONED_CHECK_PERIOD = 0.5  # seconds; asking the middleware for its clients is not free
@@ -51,10 +54,25 @@ class Outcome:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Demands:
+    """What plans have to be, by the node's parameters; see `mask2iv_ros.ros.parameters`.
+
+    `limits` are those of `checks.*`; plans that fail them are left out if `refuse_failing_plans`.
+    """
+
+    depth_model: str
+    path_frame: str
+    gravity_frame: str
+    limits: PlanLimits
+    refuse_failing_plans: bool
+
+
 class Job:
     """One accepted request. `future` gives its Outcome, and is cancelled if the job was while it waited.
 
     Args:
+        frames: to look frames of `demands` up.
         on_progress: called with a `Progress` from any thread.
         is_abandoned: tells that nobody waits for the result any more; such a job is cancelled.
         previews: whether `on_progress` makes use of previews, which cost time.
@@ -63,11 +81,15 @@ class Job:
     def __init__(
         self,
         observation: Observation,
+        demands: Demands,
+        frames: Frames,
         on_progress: Callable[[Progress], None],
         is_abandoned: Callable[[], bool],
         previews: bool,
     ):
         self.observation = observation
+        self.demands = demands
+        self.frames = frames
         self.on_progress = on_progress
         self.is_abandoned = is_abandoned
         self.previews = previews
@@ -202,7 +224,14 @@ class ModelWorker:
         plans = generate_plans(self._pipeline, request, report, job.previews)
 
         message_start = time.perf_counter()
-        messages = [plan_message(plan, observation) for plan in plans]
+        path_frame = self._lift(plans, job)
+        plans = check_plans(plans, job.demands.limits)
+        if job.demands.refuse_failing_plans:
+            refused = plans
+            plans = [plan for plan in plans if passed(plan.checks)]
+            if not plans:
+                return Outcome('CHECKS_FAILED', _describe_failures(refused))
+        messages = [plan_message(plan, observation.header, path_frame) for plan in plans]
         done = time.perf_counter()
         for plan, message in zip(plans, messages, strict=True):
             message.buffer_time = observation.buffer_time
@@ -212,6 +241,43 @@ class ModelWorker:
             message.video_time = 0.0 if plan.frames is None else plan.timings['video']
             message.message_time = plan.timings['postprocess'] + done - message_start
         return Outcome(plans=list(zip(plans, messages, strict=True)), seconds=done - started)
+
+    @staticmethod
+    def _lift(plans: list[Plan], job: Job) -> str:
+        """Give the plans their 3-D paths, or the reason why they have none. Returns the paths' frame.
+
+        Frames are looked up now, after the model's seconds: by then tf has what belongs to the image.
+        """
+        observation, demands = job.observation, job.demands
+        frame, to_frame, up, notes = observation.header.frame_id, None, None, []
+        no_path = observation.no_path
+        if demands.path_frame and not no_path:
+            to_frame, no_path = job.frames.to_frame(demands.path_frame, observation.header)
+            frame = demands.path_frame
+        if no_path:
+            for plan in plans:
+                plan.path_note = no_path
+            return frame
+        if demands.gravity_frame:
+            up, reason = job.frames.up(demands.gravity_frame, observation.header)
+            notes = [f'up is unknown: {reason}'] if reason else []
+        lift_plans(plans, observation.geometry, demands.depth_model, up, to_frame)
+        for plan in plans:
+            plan.path_note = '; '.join([plan.path_note, *notes])
+        return frame
+
+
+def _describe_failures(plans: list[Plan]) -> str:
+    failures = [
+        f'seed {plan.seed}: '
+        + ', '.join(f'{check.name} ({check.reason})' for check in plan.checks if not check.passed)
+        + (f' [no path: {plan.path_note}]' if plan.path is None and plan.path_note else '')
+        for plan in plans
+    ]
+    return (
+        f'all {len(plans)} plans failed the checks of the parameters checks.*; ask for more samples or '
+        f'another seed. {"; ".join(failures)}'
+    )
 
 
 def describe_error(error: Exception) -> tuple[str, str]:

@@ -49,9 +49,10 @@ from mask2iv_ros.msg import InteractionRequest
 from mask2iv_ros.planning.request import InvalidRequest
 from mask2iv_ros.ros.conversions import write_image
 from mask2iv_ros.ros.export import ExportError, export_plans
+from mask2iv_ros.ros.frames import Frames
 from mask2iv_ros.ros.kept_plans import KeptPlans
-from mask2iv_ros.ros.model_worker import Job, ModelWorker, Outcome, Progress, describe_error
-from mask2iv_ros.ros.parameters import TABLE, declare_parameters, declare_reliability
+from mask2iv_ros.ros.model_worker import Demands, Job, ModelWorker, Outcome, Progress, describe_error
+from mask2iv_ros.ros.parameters import TABLE, declare_parameters, declare_reliability, read_limits
 from mask2iv_ros.ros.perception_buffer import PerceptionBuffer
 from mask2iv_ros.ros.plan_player import PlanPlayer
 from mask2iv_ros.ros.requests import INPUTS, Limits, read_request
@@ -107,6 +108,7 @@ class Mask2IVNode(LifecycleNode):
         self._load_error = ''
         self._freeing: Future | None = None
         self._player = PlanPlayer(self)
+        self._frames = Frames(self)
 
         waiting = ReentrantCallbackGroup()  # a waiting coroutine would block a mutually exclusive group
         name = '~/generate_interaction'
@@ -283,6 +285,8 @@ class Mask2IVNode(LifecycleNode):
         Best effort alone connects to every publisher, but Fast DDS then loses most images of VGA size. Where
         the reliability is not ours to choose, a publisher can be incompatible, which is reported.
         """
+        if self._inputs:  # active
+            self._frames.listen(self._value('path_frame'), self._value('gravity_frame'))
         for name, subscription in list(self._inputs.items()):
             offers = [p.qos_profile for p in self.get_publishers_info_by_topic(subscription.topic_name)]
             wanted = self._value(self._reliability_parameter(name))
@@ -423,6 +427,8 @@ class Mask2IVNode(LifecycleNode):
         observation = read_request(message, self._buffer, limits, now, self._describe_source)
         job = Job(
             observation,
+            self._demands(),
+            self._frames,
             on_progress,
             lambda: self.count_clients(self._client_of[door]) == 0,
             previews=door == 'action',
@@ -433,12 +439,20 @@ class Mask2IVNode(LifecycleNode):
         self._no_path = observation.no_path
         return job
 
+    def _demands(self) -> Demands:
+        path_frame, gravity_frame = self._value('path_frame'), self._value('gravity_frame')
+        self._frames.listen(path_frame, gravity_frame)
+        refuse = self._value('refuse_failing_plans')
+        limits = read_limits(self)
+        return Demands(self._value('depth_model'), path_frame, gravity_frame, limits, refuse)
+
     def _announce(self, job: Job, outcome: Outcome):
         self._plans.add(outcome.plans, job.observation, self._value('max_plans'))
         plan, message = outcome.plans[0]
+        failing = sum(not message.checks_passed for _, message in outcome.plans)
         self.get_logger().info(
             f'{len(outcome.plans)} plan(s) for {plan.task!r} in {outcome.seconds:.1f} s, '
-            f'best score {plan.score:.2f}'
+            f'best score {plan.score:.2f}' + (f', {failing} fail their checks' if failing else '')
         )
         if self._state == 'active':  # after the answer, which the caller waits for
             self.executor.create_task(self._player.play, plan, message, job.observation.request.frame)

@@ -14,13 +14,20 @@ from rcl_interfaces.msg import (
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from mask2iv_ros.planning.checks import PlanLimits
+from mask2iv_ros.planning.path import DEPTH_MODELS
+
 
 @dataclass(frozen=True)
 class Row:
-    """One parameter. `limits` are inclusive; `pattern` is a regular expression that a string must match."""
+    """One parameter.
+
+    `limits` are inclusive, and hold for each number of a list; a list keeps the length of its default.
+    `pattern` is a regular expression that a string must match.
+    """
 
     name: str
-    default: bool | int | float | str
+    default: bool | int | float | str | list[float]
     description: str
     limits: tuple | None = None
     pattern: str | None = None
@@ -86,8 +93,83 @@ TABLE = (
         'Folder under which ExportDemonstration writes datasets.',
         pattern='.+',
     ),
+    Row(
+        'rectified',
+        False,
+        'The images are rectified: pixels are lifted with P of camera_info. false: they are raw, and K and D '
+        'hold.',
+    ),
+    Row(
+        'depth_model',
+        'auto',
+        'How depth after the observed frame is found: auto (by plan), '
+        + ', '.join(f'{name} ({meaning})' for name, meaning in DEPTH_MODELS.items())
+        + '.',
+        pattern='|'.join(('auto', *DEPTH_MODELS)),
+    ),
+    Row('path_frame', '', "tf2 frame of object_path; empty: the camera's optical frame."),
+    Row(
+        'gravity_frame',
+        '',
+        'tf2 frame whose z points up, which tells tables from walls; empty: unknown.',
+    ),
+    Row(
+        'refuse_failing_plans',
+        False,
+        'Leave out plans that fail a check; if none is left, the answer is CHECKS_FAILED.',
+    ),
+    Row(
+        'checks.workspace',
+        [0.0] * 6,
+        'Box in the frame of object_path that the path may not leave, metres: lowest x, y, z, highest x, y, '
+        'z. All 0: any place.',
+        limits=(-1e6, 1e6),
+    ),
+    Row('checks.max_speed', 0.0, 'Largest speed of the object, m/s; 0: any.', limits=(0.0, 1e6)),
+    Row('checks.max_step', 0.0, 'Largest step of the path between frames, m; 0: any.', limits=(0.0, 1e6)),
+    Row(
+        'checks.max_spread',
+        0.0,
+        'Largest root mean square distance of paths from their mean over the samples, m; 0: any.',
+        limits=(0.0, 1e6),
+    ),
+    Row(
+        'checks.max_step_pixels',
+        0.25,
+        'Largest step in the image between frames, as a share of its diagonal; 0: any.',
+        limits=(0.0, 1.0),
+    ),
+    Row(
+        'checks.area_ratio',
+        [0.25, 4.0],
+        "Least and largest size of the object's mask, as a multiple of the observed one; both 0: any.",
+        limits=(0.0, 1e6),
+    ),
+    Row(
+        'checks.min_visible',
+        0.5,
+        'Least share of the frames in which the object is visible; 0: any.',
+        limits=(0.0, 1.0),
+    ),
+    Row('checks.contact_required', True, 'Actor and object must touch.'),
+    Row(
+        'checks.max_free_motion',
+        0.05,
+        'How far the object may move before it is touched, as a share of the diagonal; 0: any.',
+        limits=(0.0, 1.0),
+    ),
+    Row(
+        'checks.max_spread_pixels',
+        0.1,
+        'Largest root mean square distance of positions in the image from their mean over the samples, as a '
+        'share of the diagonal; 0: any.',
+        limits=(0.0, 1.0),
+    ),
 )
 
+
+#: Lists whose first half may not be above the second.
+INTERVALS = ('checks.workspace', 'checks.area_ratio')
 
 #: The first may not be above the second.
 ORDERED = ('num_samples', 'max_samples')
@@ -108,12 +190,15 @@ def declare_parameters(node: Node, table: tuple[Row, ...]):
     Raises what rclpy raises for a start value outside its limits, and ValueError for a pattern.
     """
     patterns = {row.name: row.pattern for row in table if row.pattern}
+    lists = {row.name: row for row in table if isinstance(row.default, list)}
 
     def check(parameters: list[Parameter]) -> SetParametersResult:
         for parameter in parameters:
             pattern = patterns.get(parameter.name)
             if pattern and not re.fullmatch(pattern, str(parameter.value)):
                 reason = f'{parameter.name}: expected a value that matches {pattern}, got {parameter.value!r}'
+                return SetParametersResult(successful=False, reason=reason)
+            if parameter.name in lists and (reason := _refuse_list(lists[parameter.name], parameter.value)):
                 return SetParametersResult(successful=False, reason=reason)
         now = {name: node.get_parameter(name).value for name in ORDERED if node.has_parameter(name)}
         now |= {parameter.name: parameter.value for parameter in parameters if parameter.name in ORDERED}
@@ -127,11 +212,51 @@ def declare_parameters(node: Node, table: tuple[Row, ...]):
         node.declare_parameter(row.name, row.default, _descriptor(row))
 
 
+def _refuse_list(row: Row, value) -> str:
+    """Why a list is not allowed, '' if it is."""
+    low, high = row.limits
+    if value is None or len(value) != len(row.default) or not all(low <= number <= high for number in value):
+        got = None if value is None else list(value)
+        return f'{row.name}: expected {len(row.default)} numbers from {low} to {high}, got {got}'
+    half = len(value) // 2
+    ordered = all(first < second for first, second in zip(value[:half], value[half:], strict=True))
+    if row.name in INTERVALS and any(value) and not ordered:
+        return f'{row.name}: expected the lowest first, each below its highest, got {list(value)}'
+    return ''
+
+
+def read_limits(node: Node) -> PlanLimits:
+    """The limits that the parameters `checks.*` set; 0 leaves a check out."""
+
+    def value(name: str):
+        return node.get_parameter(f'checks.{name}').value
+
+    box, ratio = list(value('workspace')), tuple(value('area_ratio'))
+    numbers = (
+        'max_speed',
+        'max_step',
+        'max_spread',
+        'max_step_pixels',
+        'min_visible',
+        'max_free_motion',
+        'max_spread_pixels',
+    )
+    return PlanLimits(
+        workspace=(box[:3], box[3:]) if any(box) else None,
+        area_ratio=ratio if any(ratio) else None,
+        contact_required=value('contact_required'),
+        **{name: value(name) or None for name in numbers},
+    )
+
+
 def _descriptor(row: Row) -> ParameterDescriptor:
     descriptor = ParameterDescriptor(description=row.description, read_only=row.read_only)
     if row.pattern:
         descriptor.additional_constraints = f'matches {row.pattern}'
-    if isinstance(row.default, float):
+    if isinstance(row.default, list):
+        low, high = row.limits
+        descriptor.additional_constraints = f'{len(row.default)} numbers from {low} to {high}'
+    elif isinstance(row.default, float):
         low, high = row.limits
         descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
     elif row.limits:

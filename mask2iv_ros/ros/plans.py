@@ -6,22 +6,25 @@ import uuid
 
 import numpy as np
 from builtin_interfaces.msg import Time
-from geometry_msgs.msg import Point, PoseStamped
+from geometry_msgs.msg import Point, PoseStamped, Vector3
 from nav_msgs.msg import Path
 from std_msgs.msg import Header
 from unique_identifier_msgs.msg import UUID
 
 from mask2iv_ros.labels import overlay
-from mask2iv_ros.msg import InteractionPlan, MaskTrajectory
-from mask2iv_ros.planning.path import lift_centroids
+from mask2iv_ros.msg import FrameMotion, InteractionPlan, MaskTrajectory, PlanCheck
+from mask2iv_ros.planning.checks import passed
 from mask2iv_ros.planning.request import Plan
 from mask2iv_ros.ros.conversions import write_image
-from mask2iv_ros.ros.requests import Observation
 
 
-def plan_message(plan: Plan, observation: Observation) -> InteractionPlan:
-    """Make the message of a plan; it gets a new id, and no times yet."""
-    header = observation.header
+def plan_message(plan: Plan, header: Header, path_frame: str) -> InteractionPlan:
+    """Make the message of a plan; it gets a new id, and no times yet.
+
+    Args:
+        header: of the observed image.
+        path_frame: the frame that `plan.path` is in.
+    """
     headers = [_later(header, i / plan.fps) for i in range(len(plan.labels))]
     message = InteractionPlan(
         header=header,
@@ -38,15 +41,21 @@ def plan_message(plan: Plan, observation: Observation) -> InteractionPlan:
                 write_image(labels, 'mono8', at) for labels, at in zip(plan.labels, headers, strict=True)
             ],
         ),
-        object_path=_object_path(plan, observation, headers),
-        contact_frame=plan.contact_frame,
+        motion=_motion(plan),
+        path_note=plan.path_note,
+        contact_frame=plan.motion.contact_frame,
+        checks=[
+            PlanCheck(name=check.name, passed=check.passed, reason=check.reason) for check in plan.checks
+        ],
+        checks_passed=passed(plan.checks),
     )
     if plan.frames is not None:
         message.video = [
             write_image(frame, 'rgb8', at) for frame, at in zip(plan.frames, headers, strict=True)
         ]
-    if plan.contact_pixel is not None:
-        message.contact_pixel = Point(x=float(plan.contact_pixel[0]), y=float(plan.contact_pixel[1]))
+    if plan.motion.contact_pixel is not None:
+        message.contact_pixel = _point(plan.motion.contact_pixel)
+    _fill_path(message, plan, [Header(stamp=at.stamp, frame_id=path_frame) for at in headers])
     return message
 
 
@@ -55,18 +64,48 @@ def overlay_frame(plan: Plan, frame: np.ndarray, index: int) -> np.ndarray:
     return overlay(frame if plan.frames is None else plan.frames[index], plan.labels[index])
 
 
-def _object_path(plan: Plan, observation: Observation, headers: list[Header]) -> Path:
-    path = Path(header=observation.header)
-    if observation.depth is None or observation.intrinsics is None:
-        return path
-    points = lift_centroids(plan.labels, observation.depth, observation.intrinsics)
-    if points is None:
-        return path
-    for at, (x, y, z) in zip(headers, points, strict=True):
+def _motion(plan: Plan) -> list[FrameMotion]:
+    motion = plan.motion
+    spread = np.full(len(motion), np.nan) if plan.position_spread is None else plan.position_spread
+    return [
+        FrameMotion(
+            phase=int(motion.phases[t]),
+            object_position=_point(motion.position[t]),
+            object_position_spread=float(spread[t]),
+            object_visibility=float(motion.visibility[t]),
+            object_area=float(motion.area[t]),
+            object_extent=motion.extent[t].astype(np.float32),
+            object_orientation=float(motion.orientation[t]),
+            object_rotation=float(motion.rotation[t]),
+            object_rigidity=float(motion.rigidity[t]),
+            actor_position=_point(motion.actor_centroid[t]),
+            actor_area=float(motion.actor_area[t]),
+        )
+        for t in range(len(motion))
+    ]
+
+
+def _fill_path(message: InteractionPlan, plan: Plan, headers: list[Header]):
+    message.object_path = Path(header=headers[0])
+    path = plan.path
+    if path is None:
+        return
+    for at, position in zip(headers, path.points, strict=True):
         pose = PoseStamped(header=at)
-        pose.pose.position = Point(x=x, y=y, z=z)
-        path.poses.append(pose)
-    return path
+        pose.pose.position = _point(position)
+        message.object_path.poses.append(pose)
+    message.depth_model = path.depth_model
+    if plan.path_spread is not None:
+        message.path_spread = plan.path_spread.tolist()
+    if path.normal is not None:
+        message.support_normal = Vector3(**dict(zip('xyz', path.normal.tolist(), strict=True)))
+        message.path_rotation = path.rotation.tolist()
+    if path.contact is not None:
+        message.contact_point = [_point(path.contact)]
+
+
+def _point(values) -> Point:
+    return Point(**{axis: float(value) for axis, value in zip('xyz', values, strict=False)})
 
 
 def _later(header: Header, seconds: float) -> Header:

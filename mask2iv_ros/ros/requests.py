@@ -16,9 +16,16 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from mask2iv_ros.msg import InteractionRequest
+from mask2iv_ros.planning.assess import Geometry
 from mask2iv_ros.planning.path import DEPTH_RANGE, object_depth
 from mask2iv_ros.planning.request import GenerationRequest, InvalidRequest, check_request
-from mask2iv_ros.ros.conversions import ImageError, read_colour, read_depth, read_intrinsics, read_mask
+from mask2iv_ros.ros.conversions import (
+    read_colour,
+    read_depth,
+    read_distortion,
+    read_intrinsics,
+    read_mask,
+)
 from mask2iv_ros.ros.perception_buffer import PerceptionBuffer
 
 #: Input topics of the node and their types.
@@ -43,6 +50,7 @@ class Limits:
     max_image_pixels: int
     max_stamp_difference: float
     max_age: float
+    rectified: bool
 
 
 @dataclass
@@ -52,16 +60,14 @@ class Observation:
     Attributes:
         request: ready for `generate_plans`.
         header: stamp and frame of the camera image.
-        depth: (H, W) float32 metres, 0 where invalid; None if there is none that fits the image.
-        intrinsics: (3, 3) float64 pixels; None if there are none that fit the image.
+        geometry: depth, float32 and 0 where invalid, and calibration; None if they do not fit the image.
         no_path: why there can be no 3-D path, '' if there can.
         buffer_time: seconds spent on choosing and reading messages.
     """
 
     request: GenerationRequest
     header: Header
-    depth: np.ndarray | None
-    intrinsics: np.ndarray | None
+    geometry: Geometry | None
     no_path: str
     buffer_time: float
 
@@ -117,7 +123,7 @@ def read_request(
         **numbers,
     )
     check_request(request)
-    geometry = _read_geometry(messages, request.object_mask)
+    geometry = _read_geometry(messages, request.object_mask, limits.rectified)
     return Observation(request, image.header, *geometry, time.perf_counter() - start)
 
 
@@ -210,29 +216,26 @@ def _choose_messages(
     return own | {name: deserialize_message(found.data, INPUTS[name]) for name, found in chosen.items()}
 
 
-def _read_geometry(
-    messages: dict, object_mask: np.ndarray
-) -> tuple[np.ndarray | None, np.ndarray | None, str]:
-    """Depth and intrinsics that fit the image, or why there are none."""
+def _read_geometry(messages: dict, object_mask: np.ndarray, rectified: bool) -> tuple[Geometry | None, str]:
+    """Depth and calibration that fit the image, or why there are none."""
     image = messages['image']
     for name in ('depth', 'camera_info'):
         found = messages.get(name)
         if found is None:
-            return None, None, f'no {name} with a stamp close to the image'
+            return None, f'no {name} with a stamp close to the image'
         if (found.width, found.height) != (image.width, image.height):
             sizes = f'{found.width} x {found.height} pixels, the image {image.width} x {image.height}'
-            return None, None, f'{name} is {sizes}'
-    intrinsics = read_intrinsics(messages['camera_info'])
+            return None, f'{name} is {sizes}'
+    calibration = messages['camera_info']
+    intrinsics = read_intrinsics(calibration, rectified)
     if intrinsics is None:
-        return None, None, 'camera_info is not calibrated'
+        return None, f'camera_info is not calibrated ({"P" if rectified else "K"} is empty)'
     try:
+        distortion = None if rectified else read_distortion(calibration)
         depth = read_depth(messages['depth'])
-    except ImageError as error:
-        return None, None, str(error)
+    except ValueError as error:  # ImageError is one
+        return None, str(error)
     if object_depth(depth, object_mask) is None:
-        return (
-            None,
-            None,
-            f'depth has no value between {DEPTH_RANGE[0]} and {DEPTH_RANGE[1]} m in object_mask',
-        )
-    return depth, intrinsics, ''
+        low, high = DEPTH_RANGE
+        return None, f'depth has no value between {low} and {high} m in object_mask'
+    return Geometry(depth, intrinsics, distortion), ''

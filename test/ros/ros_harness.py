@@ -100,7 +100,8 @@ class Camera:
 
 def set_parameter(peer, name: str, **value) -> str:
     """Set a parameter; returns the reason of a refusal, '' on success."""
-    types = {'bool': 'BOOL', 'integer': 'INTEGER', 'double': 'DOUBLE', 'string': 'STRING'}
+    types = {'bool': 'BOOL', 'integer': 'INTEGER', 'double': 'DOUBLE', 'string': 'STRING',
+             'double_array': 'DOUBLE_ARRAY'}  # fmt: skip
     ((kind, value),) = value.items()
     content = ParameterValue(
         type=getattr(ParameterType, f'PARAMETER_{types[kind]}'), **{f'{kind}_value': value}
