@@ -68,6 +68,14 @@ class Peer:
         self.context.try_shutdown()
 
 
+def until(condition, timeout: float = 20.0):
+    """Return once `condition()` is true; other threads and processes make it so."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, 'the condition did not come true in time'
+        time.sleep(0.02)
+
+
 class Camera:
     """Publishes what a test wants the node to see, on the node's input topics."""
 
