@@ -1,10 +1,12 @@
-// Calls the node's service with the C++ types and prints the answer: planner TASK
+// Calls the node's service with the C++ types and prints the answer.
 
 #include <chrono>
-#include <cstdio>
+#include <iostream>
 #include <mask2iv_ros/action/generate_interaction.hpp>
 #include <mask2iv_ros/srv/export_demonstration.hpp>
 #include <mask2iv_ros/srv/generate_interaction.hpp>
+#include <rcl/error_handling.h>
+#include <rcl/graph.h>
 #include <rcl/rcl.h>
 #include <rosidl_typesupport_cpp/service_type_support.hpp>
 #include <stdexcept>
@@ -72,19 +74,20 @@ static Service::Response call(const Service::Request & request)
   return response;
 }
 
-int main(int argc, char ** argv)
+// Returns 0, 1 for a refusal, 2 for anything else.
+extern "C" int plan(const char * task)
 {
   Service::Request request;
-  request.request = make_request(argc > 1 ? argv[1] : "");
+  request.request = make_request(task);
   try {
     const auto response = call(request);
     if (response.error_code != Service::Response::NONE) {
-      std::printf("error %d: %s\n", response.error_code, response.error_msg.c_str());
+      std::cout << "error " << response.error_code << ": " << response.error_msg << std::endl;
       return 1;
     }
-    std::printf("%s", describe(response.plans.at(0)).c_str());
+    std::cout << describe(response.plans.at(0)) << std::flush;
   } catch (const std::exception & error) {
-    std::fprintf(stderr, "%s\n", error.what());
+    std::cerr << error.what() << std::endl;
     return 2;
   }
   return 0;

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,17 +24,19 @@ def node(start_node, tiny_model):
 
 @pytest.fixture(scope='module')
 def planner(node, tmp_path_factory) -> Path:
-    """The executable, built while the node loads."""
+    """The planner as a library, built while the node loads."""
     build = tmp_path_factory.mktemp('cpp')
     source = REPOSITORY / 'test/cpp_consumer'
     subprocess.run(['cmake', '-S', source, '-B', build, '-Wno-dev'], check=True, capture_output=True)
     run = subprocess.run(['cmake', '--build', build], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
-    return build / 'planner'
+    return build / 'libplanner.so'
 
 
-def ask(planner: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([planner, *arguments], capture_output=True, text=True, timeout=60)
+def ask(planner: Path, task: str) -> subprocess.CompletedProcess:
+    call = 'import ctypes, sys; sys.exit(ctypes.CDLL(sys.argv[1]).plan(sys.argv[2].encode()))'
+    command = [sys.executable, '-c', call, planner, task]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 def test_a_cpp_planner_gets_a_plan(planner, client, camera, scene_messages):
@@ -52,7 +55,7 @@ def test_a_cpp_planner_gets_a_plan(planner, client, camera, scene_messages):
 
 def test_a_cpp_planner_gets_the_reason_of_a_refusal(planner, client):
     client.wait_until_ready()
-    run = ask(planner)
+    run = ask(planner, '')
     assert run.returncode == 1
     assert run.stdout.startswith('error 7: ')  # NO_TASK_OR_GOAL
 
