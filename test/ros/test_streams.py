@@ -23,12 +23,13 @@ RATE = 30  # images a second, by their stamps
 
 @pytest.fixture(scope='module', autouse=True)
 def nodes(start_node, tiny_model):
-    """One node a camera; the one listens to what the other's names are remapped from."""
+    """One node a camera: one in a namespace, one under names of its own."""
     return (
-        start_node(model=tiny_model, remaps={'__ns': '/left'}, num_inference_steps=1),
+        start_node(model=tiny_model, remaps={'__ns': '/left'}, max_age=60.0, num_inference_steps=1),
         start_node(
             model=tiny_model,
             remaps={'__node': 'right', **dict(zip(NAMES, RIGHT, strict=True))},
+            max_age=60.0,
             num_inference_steps=1,
         ),
     )
