@@ -110,7 +110,7 @@ class Camera:
 
 
 def record_bag(peer: Peer, path: Path, kinds: dict[str, type], count: int):
-    """Write `count` messages or more of each topic to a new rosbag2 folder; `kinds`: message class by topic."""
+    """Write at least `count` messages a topic to a new rosbag2 folder; `kinds`: message class by topic."""
     typestore = get_typestore(Stores.ROS2_JAZZY)
     counts = dict.fromkeys(kinds, 0)
     with Writer(path, version=9) as writer:
@@ -141,9 +141,8 @@ class BagPlayer:
         self.publishers = {
             topic: peer.node.create_publisher(kind, topic, 10) for topic, kind in kinds.items()
         }
-        self.connect = lambda: peer.spin_until(
-            lambda: all(p.get_subscription_count() for p in (self.clock, *self.publishers.values()))
-        )
+        for publisher in (self.clock, *self.publishers.values()):
+            peer.spin_until(publisher.get_subscription_count)
 
     def play(self, count: int | None = None, rate: float = 1.0):
         """Publish the first `count` messages (None: all), `rate` times as fast as they were recorded."""
