@@ -51,8 +51,8 @@ class InteractionClient:
 
         with InteractionClient('/mask2iv') as client:
             client.wait_until_ready()
-            plan = client.generate(task='open the drawer')  # the best of plan.alternatives too
-            print(plan.path, plan.contact_frame)
+            plan = client.generate(task='open the drawer')
+            print(plan.path, plan.contact_frame)  # a ReceivedPlan
 
     Args:
         node: name of the mask2iv node, with its namespace.
