@@ -33,9 +33,12 @@ class PlanPlayer:
 
     def __init__(self, node: LifecycleNode):
         self._node = node
-        self._timer = None
-        # Not the node's clock: under `use_sim_time` it stands still while a recording is paused.
-        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._show_next = self.stop
+        # Not the node's clock: under `use_sim_time` it stands still while a recording is paused. One timer for
+        # all plans: rclpy's callback group keeps a reference of each that was ever made.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._timer = node.create_timer(1.0, lambda: self._show_next(), clock=steady)
+        self.stop()
 
         def publisher(kind, topic: str, qos: QoSProfile):
             options = QoSOverridingOptions.with_default_policies()
@@ -73,7 +76,9 @@ class PlanPlayer:
             if plan.frames is not None:
                 self._show(VIDEO, lambda: plan.frames[index], header)
 
-        self._timer = self._node.create_timer(message.masks.frame_period, show_next, clock=self._steady)
+        self._show_next = show_next
+        self._timer.timer_period_ns = round(message.masks.frame_period * 1e9)
+        self._timer.reset()
 
     def _show(self, topic: str, make_pixels: Callable[[], np.ndarray], header: Header):
         heard = [(out, write) for out, write in self._pictures[topic] if out.get_subscription_count()]
@@ -84,6 +89,4 @@ class PlanPlayer:
 
     def stop(self):
         """End the plan that plays, if one does."""
-        if self._timer is not None:
-            self._node.destroy_timer(self._timer)
-            self._timer = None
+        self._timer.cancel()
