@@ -34,8 +34,8 @@ class PlanPlayer:
     def __init__(self, node: LifecycleNode):
         self._node = node
         self._show_next = self.stop
-        # Not the node's clock: under `use_sim_time` it stands still while a recording is paused. One timer for
-        # all plans: rclpy's callback group keeps a reference of each that was ever made.
+        # Not the node's clock: under `use_sim_time` it stands still while a recording is paused. One timer
+        # for all plans: rclpy's callback group keeps a reference of each that was ever made.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._timer = node.create_timer(1.0, lambda: self._show_next(), clock=steady)
         self.stop()
