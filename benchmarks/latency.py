@@ -80,9 +80,9 @@ def measure(client: InteractionClient, **fields) -> dict[str, float]:
     """Seconds of each part of one call."""
     time.sleep(1)  # the camera shares this process, which has just read an answer of 15 MB: let it catch up
     start = time.perf_counter()
-    (plan,) = client.generate(task='open the drawer', **fields)
+    plan = client.generate(task='open the drawer', **fields)
     total = time.perf_counter() - start
-    times = {part: getattr(plan, f'{part}_time') for part in PARTS}
+    times = {part: getattr(plan.message, f'{part}_time') for part in PARTS}
     times['transport'] = total - sum(times.values())
     times['outside the model'] = total - sum(times[part] for part in MODEL_PARTS)
     times['total'] = total
@@ -119,8 +119,7 @@ def main():
             for name, fields in kinds.items():
                 measure(client, **fields)
                 results[name] = describe([measure(client, **fields) for _ in range(options.runs)])
-            (plan,) = client.generate(task='open the drawer', trajectory_only=True)
-            model = plan.model
+            model = client.generate(task='open the drawer', trajectory_only=True).message.model
     finally:
         node.send_signal(signal.SIGINT)
         node.wait(20)

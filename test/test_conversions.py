@@ -1,5 +1,6 @@
 """Images from ROS mean what their encoding, step and byte order say, or are refused by name."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -16,7 +17,9 @@ from mask2iv_ros.ros.conversions import (
     read_intrinsics,
     read_labels,
     read_mask,
+    read_video,
     write_image,
+    write_jpeg,
 )
 
 RGB = np.array([[(10, 20, 30), (40, 50, 60), (70, 80, 90)], [(1, 2, 3), (4, 5, 6), (7, 8, 9)]], np.uint8)
@@ -194,3 +197,18 @@ def test_no_distortion_is_none(model, d):
 def test_distortion_that_cannot_be_taken_out_is_named(model, d, words):
     with pytest.raises(ValueError, match=words):
         read_distortion(CameraInfo(distortion_model=model, d=d))
+
+
+def test_a_video_is_stacked_as_rgb():
+    messages = [write_image(RGB, 'rgb8'), write_image(RGB[..., ::-1], 'bgr8')]
+    np.testing.assert_array_equal(read_video(messages), [RGB, RGB])
+
+
+def test_a_jpeg_keeps_size_and_colours():
+    rows, columns = np.mgrid[:48, :64]
+    pixels = np.stack([rows * 5, columns * 3, np.full_like(rows, 20)], -1).astype(np.uint8)
+    message = write_jpeg(pixels)
+    assert message.format == 'rgb8; jpeg compressed bgr8'  # as image_transport has it
+    assert len(message.data) < pixels.nbytes / 4
+    decoded = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    assert np.abs(decoded.astype(int) - pixels).max() < 12

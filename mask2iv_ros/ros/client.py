@@ -17,13 +17,15 @@ from lifecycle_msgs.msg import State
 from lifecycle_msgs.srv import GetState
 from rclpy.action import ActionClient
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
-from unique_identifier_msgs.msg import UUID
 
 from mask2iv_ros.action import GenerateInteraction as GenerateAction
 from mask2iv_ros.msg import InteractionPlan, InteractionRequest
 from mask2iv_ros.ros.conversions import write_image
+from mask2iv_ros.ros.received_plan import ReceivedPlan
 from mask2iv_ros.srv import ExportDemonstration
 from mask2iv_ros.srv import GenerateInteraction as GenerateService
 
@@ -47,6 +49,11 @@ class InteractionClient:
     It has its own context, node and spinning thread, so it never waits for the caller's executor. Use it as a
     context manager, or call `close`.
 
+        with InteractionClient('/mask2iv') as client:
+            client.wait_until_ready()
+            plan = client.generate(task='open the drawer')
+            print(plan.path, plan.contact_frame)  # a ReceivedPlan
+
     Args:
         node: name of the mask2iv node, with its namespace.
     """
@@ -69,6 +76,9 @@ class InteractionClient:
         self._sent: tuple[Future, float] | None = None  # that goal's future, and when it was sent
         self._futures: set[Future] = set()
         self._calls: deque[Callable[[], None]] = deque()
+        self._subscription = None
+        self._subscribing = threading.Lock()
+        self._published: deque[bytes] = deque(maxlen=1)  # the newest plan on ~/plan, serialised
         self._node.create_timer(CHECK_PERIOD, self._give_up_if_gone)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
@@ -101,8 +111,8 @@ class InteractionClient:
 
     def generate(
         self, request: InteractionRequest | None = None, timeout: float | None = None, **fields
-    ) -> list[InteractionPlan]:
-        """Ask the service, wait, and return the plans, best first.
+    ) -> ReceivedPlan:
+        """Ask the service, wait, and return the best plan; the others are its `alternatives`.
 
         Args:
             request: see `make_request` for the keywords that can be given instead.
@@ -112,7 +122,7 @@ class InteractionClient:
         """
         request = _request(request, fields)
         self._require(self._service.wait_for_service)
-        return _plans(self._ask(self._service, GenerateService.Request(request=request), timeout))
+        return _plan(self._ask(self._service, GenerateService.Request(request=request), timeout))
 
     def generate_async(
         self,
@@ -120,7 +130,7 @@ class InteractionClient:
         on_feedback: Callable[[GenerateAction.Feedback], None] | None = None,
         **fields,
     ) -> Future:
-        """Start the action and return a future of the plans, best first, or of an InteractionError.
+        """Start the action and return a future of the best plan, or of an InteractionError.
 
         A goal is sent when the node has accepted the one before, so that none is lost in a queue of DDS.
         `cancel` stops the newest call. The future gets a ConnectionError when the node has left: at once if
@@ -135,42 +145,42 @@ class InteractionClient:
         Raises TimeoutError if the node is not there.
         """
         request = _request(request, fields)
-        plans = Future()
-        plans.set_running_or_notify_cancel()  # so plans.cancel() refuses: it could not stop the node
+        plan = Future()
+        plan.set_running_or_notify_cancel()  # so plan.cancel() refuses: it could not stop the node
 
         def on_result(result):
             try:
-                self._settle(plans, _plans(result.result().result))
+                self._settle(plan, _plan(result.result().result))
             except Exception as error:
-                self._settle(plans, error)
+                self._settle(plan, error)
 
         def on_goal(goal):  # the node accepts every goal; reasons come with the result
             try:
                 goal.result().get_result_async().add_done_callback(on_result)
             except Exception as error:
-                self._settle(plans, error)
+                self._settle(plan, error)
             self._run_calls()
 
         def send():
-            if plans not in self._futures:  # the node has left, and the caller was told
+            if plan not in self._futures:  # the node has left, and the caller was told
                 return
             try:
-                self._sent = plans, time.monotonic()
+                self._sent = plan, time.monotonic()
                 self._accepting = self._action.send_goal_async(GenerateAction.Goal(request=request), feedback)
                 self._accepting.add_done_callback(on_goal)
             except Exception as error:
-                self._settle(plans, error)
+                self._settle(plan, error)
 
         feedback = on_feedback and (lambda message: on_feedback(message.feedback))
         self._require(self._action.wait_for_server)
-        self._futures.add(plans)
+        self._futures.add(plan)
         self._in_thread(send)
-        return plans
+        return plan
 
     def cancel(self):
         """Ask the node to stop what `generate_async` started last, without waiting for its answer.
 
-        The future then raises InteractionError CANCELLED, or has the plans if they were done already.
+        The future then raises InteractionError CANCELLED, or has the plan if it was done already.
         """
 
         def send():
@@ -179,14 +189,34 @@ class InteractionClient:
 
         self._in_thread(send)
 
+    def latest_plan(self, timeout: float = 5.0) -> ReceivedPlan | None:
+        """Return the newest plan that the node has published, whoever asked for it; just after its answer.
+
+        The first call subscribes, so that only those who call this pay for the transport. Until a first plan
+        has come, a call waits up to `timeout` seconds for it; None if there is none.
+        """
+        with self._subscribing:
+            if self._subscription is None:
+                latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+                topic = f'{self._name}/plan'
+                self._subscription = self._node.create_subscription(
+                    InteractionPlan, topic, lambda data: self._published.append(data), latched, raw=True
+                )
+        end = time.monotonic() + timeout
+        while not self._published and time.monotonic() < end:
+            time.sleep(0.01)
+        if not self._published:
+            return None
+        return ReceivedPlan(deserialize_message(self._published[-1], InteractionPlan))
+
     def export(
-        self, plans: list[InteractionPlan] | None = None, dataset_name: str = '', timeout: float | None = None
+        self, plans: list[ReceivedPlan] | None = None, dataset_name: str = '', timeout: float | None = None
     ) -> tuple[str, list[int]]:
         """Write plans (None: the newest) to a LeRobot dataset of the node; its folder and the new episodes.
 
         Raises InteractionError, TimeoutError or ConnectionError.
         """
-        ids = [UUID(uuid=plan.id.uuid) for plan in plans or []]
+        ids = [plan.message.id for plan in plans or []]
         request = ExportDemonstration.Request(plan_ids=ids, dataset_name=dataset_name)
         self._require(self._export.wait_for_service)
         answer = self._ask(self._export, request, timeout)
@@ -199,8 +229,8 @@ class InteractionClient:
             return
         self._context.try_shutdown()
         self._thread.join()
-        for plans in list(self._futures):
-            self._settle(plans, RuntimeError('the client was closed before the node had answered'))
+        for plan in list(self._futures):
+            self._settle(plan, RuntimeError('the client was closed before the node had answered'))
         self._executor.shutdown()
         self._action.destroy()  # destroy_node forgets action clients, and the graph would still show this one
         self._node.destroy_node()
@@ -230,24 +260,24 @@ class InteractionClient:
         if self._futures and not self._action.server_is_ready():
             self._calls.clear()
             self._accepting = None
-            for plans in list(self._futures):
-                self._settle(plans, self._gone())
+            for plan in list(self._futures):
+                self._settle(plan, self._gone())
         if self._accepting is not None and not self._accepting.done():
-            plans, sent = self._sent
+            plan, sent = self._sent
             if time.monotonic() - sent > ACCEPTANCE_TIMEOUT:
-                self._settle(plans, self._gone())
+                self._settle(plan, self._gone())
                 self._accepting = None
                 self._run_calls()
 
-    def _settle(self, plans: Future, outcome: list[InteractionPlan] | Exception):
+    def _settle(self, plan: Future, outcome: ReceivedPlan | Exception):
         """End a future of `generate_async`, unless it has ended already."""
-        if plans not in self._futures:
+        if plan not in self._futures:
             return
-        self._futures.discard(plans)
+        self._futures.discard(plan)
         if isinstance(outcome, Exception):
-            plans.set_exception(outcome)
+            plan.set_exception(outcome)
         else:
-            plans.set_result(outcome)
+            plan.set_result(outcome)
 
     def _in_thread(self, call: Callable[[], None]):
         """Run `call` in the client's thread, after earlier ones.
@@ -311,12 +341,13 @@ def _request(request: InteractionRequest | None, fields: dict) -> InteractionReq
     return request
 
 
-def _plans(answer) -> list[InteractionPlan]:
+def _plan(answer) -> ReceivedPlan:
     _raise_error(answer)
     if not answer.plans:  # the default answer, which rclpy gives for a goal that it does not know
         text = 'the answer is empty: the node rejected or lost the goal, for example by a restart'
         raise InteractionError(answer.GENERATION_FAILED, 'GENERATION_FAILED', text)
-    return list(answer.plans)
+    best, *others = answer.plans
+    return ReceivedPlan(best, others)
 
 
 def _raise_error(answer):

@@ -8,9 +8,10 @@ wheel, and builds against NumPy 1 crash under NumPy 2.
 from __future__ import annotations
 
 import array
+from collections.abc import Sequence
 
 import numpy as np
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from mask2iv_ros.msg import MaskTrajectory
@@ -40,6 +41,7 @@ _ODD_COLOUR = {
 _MASK = {'mono8': 'u1', '8UC1': 'u1', '8SC1': 'i1', 'mono16': 'u2', '16UC1': 'u2', '32SC1': 'i4'}
 _LABELS = ('mono8', '8UC1')
 _DISTORTION = ('plumb_bob', 'rational_polynomial')
+JPEG_QUALITY = 90  # per cent
 _DEPTH = {'16UC1': ('u2', 0.001), 'mono16': ('u2', 0.001), '32FC1': ('f4', 1.0)}  # REP-118
 
 
@@ -81,6 +83,11 @@ def read_labels(trajectory: MaskTrajectory) -> np.ndarray:
         if message.encoding not in _LABELS:
             raise _unsupported(message, 'masks', _LABELS)
     return np.stack([_pixels(message, 'u1', 1, 'masks')[..., 0] for message in trajectory.frames])
+
+
+def read_video(messages: Sequence[Image]) -> np.ndarray:
+    """Return a plan's video as (T, H, W, 3) uint8 RGB. Raises as `read_labels` does."""
+    return np.stack([read_colour(message, 'video') for message in messages])
 
 
 def read_depth(message: Image, name: str = 'depth') -> np.ndarray:
@@ -142,6 +149,18 @@ def write_image(pixels: np.ndarray, encoding: str, header: Header | None = None)
         is_bigendian=0,
         step=len(data) // pixels.shape[0],
         data=data,
+    )
+
+
+def write_jpeg(pixels: np.ndarray, header: Header | None = None) -> CompressedImage:
+    """Make a JPEG message of (H, W, 3) uint8 RGB `pixels`, as image_transport's `compressed` would."""
+    import cv2
+
+    _, encoded = cv2.imencode('.jpg', pixels[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))
+    return CompressedImage(
+        header=header if header is not None else Header(),
+        format='rgb8; jpeg compressed bgr8',
+        data=array.array('B', encoded.tobytes()),
     )
 
 

@@ -14,11 +14,10 @@ from tqdm import tqdm
 from mask2iv_ros.data.episodes import open_dataset
 from mask2iv_ros.data.metaworld import TASKS
 from mask2iv_ros.labels import overlay
-from mask2iv_ros.msg import InteractionPlan
 from mask2iv_ros.pictures import plan_sheet, write_picture, write_video
 from mask2iv_ros.ros.client import InteractionClient
-from mask2iv_ros.ros.conversions import read_colour, read_labels
 from mask2iv_ros.ros.node_process import NodeProcess
+from mask2iv_ros.ros.received_plan import ReceivedPlan
 from mask2iv_ros.ros.transport import use_large_shared_memory
 
 
@@ -59,7 +58,7 @@ def run_demo(out: Path, scene: str, seed: int, task: str) -> None:
         report_plan(plan, out)
         path, episodes = client.export([plan], f'demo_{scene}', timeout=120)
     clip = open_dataset(path).read(episodes[0])
-    if not np.array_equal(clip.labels, read_labels(plan.masks)):
+    if not np.array_equal(clip.labels, plan.labels):
         raise RuntimeError(f'the masks of episode {episodes[0]} in {path} are not those of the plan')
     print(
         f'LeRobot episode {episodes[0]} in {path}, read back: {len(clip)} frames of '
@@ -80,7 +79,7 @@ def wait(attempt: Callable, timeout: float, processes: list[NodeProcess]):
                 raise
 
 
-def request_plan(client: InteractionClient, task: str, processes: list[NodeProcess]) -> InteractionPlan:
+def request_plan(client: InteractionClient, task: str, processes: list[NodeProcess]) -> ReceivedPlan:
     """Ask the action for one plan, with a progress bar."""
     with tqdm(total=100, unit='%', bar_format='{desc:12} {percentage:3.0f}% {bar} {elapsed}') as bar:
 
@@ -88,23 +87,21 @@ def request_plan(client: InteractionClient, task: str, processes: list[NodeProce
             bar.set_description(feedback.stage, refresh=False)
             bar.update(100 * feedback.fraction - bar.n)
 
-        return wait(client.generate_async(task=task, on_feedback=show).result, 600, processes)[0]
+        return wait(client.generate_async(task=task, on_feedback=show).result, 600, processes)
 
 
-def report_plan(plan: InteractionPlan, out: Path) -> None:
+def report_plan(plan: ReceivedPlan, out: Path) -> None:
     """Print what the plan says and write its pictures to `out`."""
-    labels = read_labels(plan.masks)
-    frames = np.stack([read_colour(message) for message in plan.video])
-    fps = 1 / plan.masks.frame_period
-    write_picture(out / 'contact_sheet.png', plan_sheet(labels, frames, plan.task))
-    write_video(out / 'video.mp4', frames, fps)
-    write_video(out / 'video.gif', frames, fps)
-    write_video(out / 'mask_overlay.gif', overlay(frames, labels), fps)
-    points = [pose.pose.position for pose in plan.object_path.poses]
-    if points:
-        first, last = ((round(p.x, 3), round(p.y, 3), round(p.z, 3)) for p in (points[0], points[-1]))
-        print(f'object path in {plan.header.frame_id}: {first} m to {last} m, {len(points)} poses')
-    print(f'contact in frame {plan.contact_frame}, score {plan.score:.2f} ({plan.score_meaning})')
+    message, fps = plan.message, 1 / plan.message.masks.frame_period
+    write_picture(out / 'contact_sheet.png', plan_sheet(plan.labels, plan.video, message.task))
+    write_video(out / 'video.mp4', plan.video, fps)
+    write_video(out / 'video.gif', plan.video, fps)
+    write_video(out / 'mask_overlay.gif', overlay(plan.video, plan.labels), fps)
+    if plan.path is not None:
+        first, last = (tuple(point.round(3).tolist()) for point in plan.path[[0, -1]])
+        frame = message.object_path.header.frame_id
+        print(f'object path in {frame}: {first} m to {last} m, {len(plan.path)} poses')
+    print(f'contact in frame {plan.contact_frame}, score {message.score:.2f} ({message.score_meaning})')
     names = ('buffer', 'queue', 'preprocess', 'trajectory', 'video', 'message')
-    print('seconds:', ', '.join(f'{name} {getattr(plan, f"{name}_time"):.2f}' for name in names))
+    print('seconds:', ', '.join(f'{name} {getattr(message, f"{name}_time"):.2f}' for name in names))
     print(f'pictures: {out / "contact_sheet.png"}, {out / "video.gif"}, {out / "mask_overlay.gif"}')

@@ -27,7 +27,8 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from lifecycle_msgs.msg import Transition
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.callback_groups import ReentrantCallbackGroup
-from rclpy.clock import Clock, ClockType
+from rclpy.clock import Clock, ClockType, JumpThreshold
+from rclpy.duration import Duration
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -96,6 +97,11 @@ class Mask2IVNode(LifecycleNode):
         self._worker = ModelWorker()
         self._exports = ThreadPoolExecutor(1, 'export')
         self._buffer = PerceptionBuffer(self._value('buffer_size'))
+        # Simulated time went back: what a recording showed before it began anew lies in the future.
+        backwards = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1))
+        self._rewound = self.get_clock().create_jump_callback(
+            backwards, post_callback=lambda _: self._buffer.clear()
+        )
         self._inputs = {}
         self._qos_problems: dict[str, str] = {}
         self._plans = KeptPlans()

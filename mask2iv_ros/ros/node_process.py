@@ -16,10 +16,20 @@ class NodeProcess:
         parameters: ROS parameters by name.
         log: file for what it prints.
         prefix: command to run it under.
+        remaps: new names by old, e.g. {'image': '/camera/image', '__ns': '/left'}.
     """
 
-    def __init__(self, module: str, parameters: dict, log: Path, prefix: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        module: str,
+        parameters: dict,
+        log: Path,
+        prefix: tuple[str, ...] = (),
+        remaps: dict[str, str] | None = None,
+    ):
         command = [*prefix, sys.executable, '-m', f'mask2iv_ros.ros.{module}', '--ros-args']
+        for old, new in (remaps or {}).items():
+            command += ['-r', f'{old}:={new}']
         for name, value in parameters.items():
             command += ['-p', f'{name}:={value}']
         self.module, self.log = module, log

@@ -37,11 +37,16 @@ def start_node(tmp_path_factory):
     """Start mask2iv nodes, or other modules', that end with the test module: start_node(name=value, ...)."""
     nodes = []
 
-    def start(prefix: tuple[str, ...] = (), module: str = 'node', **parameters) -> NodeProcess:
+    def start(
+        prefix: tuple[str, ...] = (),
+        module: str = 'node',
+        remaps: dict[str, str] | None = None,
+        **parameters,
+    ) -> NodeProcess:
         log = tmp_path_factory.mktemp('node') / 'log.txt'
         if module == 'node':
             parameters = {'device': 'cpu', **parameters}
-        nodes.append(NodeProcess(module, parameters, log, prefix))
+        nodes.append(NodeProcess(module, parameters, log, prefix, remaps))
         return nodes[-1]
 
     yield start

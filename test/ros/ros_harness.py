@@ -13,6 +13,9 @@ from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import qos_profile_sensor_data
+from rosbags.rosbag2 import Reader, Writer
+from rosbags.typesys import Stores, get_typestore
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
@@ -68,6 +71,14 @@ class Peer:
         self.context.try_shutdown()
 
 
+def until(condition, timeout: float = 20.0):
+    """Return once `condition()` is true; other threads and processes make it so."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, 'the condition did not come true in time'
+        time.sleep(0.02)
+
+
 class Camera:
     """Publishes what a test wants the node to see, on the node's input topics."""
 
@@ -96,6 +107,55 @@ class Camera:
     def stamp(self, age: float = 0.0) -> Time:
         now = self.peer.node.get_clock().now().nanoseconds - round(age * 1e9)
         return Time(sec=now // 10**9, nanosec=now % 10**9)
+
+
+def record_bag(peer: Peer, path: Path, kinds: dict[str, type], count: int):
+    """Write at least `count` messages a topic to a new rosbag2 folder; `kinds`: message class by topic."""
+    typestore = get_typestore(Stores.ROS2_JAZZY)
+    counts = dict.fromkeys(kinds, 0)
+    with Writer(path, version=9) as writer:
+
+        def listen(topic: str, kind: type):
+            name = f'{kind.__module__.split(".")[0]}/msg/{kind.__name__}'
+            connection = writer.add_connection(topic, name, typestore=typestore)
+
+            def write(data: bytes):
+                writer.write(connection, peer.node.get_clock().now().nanoseconds, data)
+                counts[topic] += 1
+
+            return peer.node.create_subscription(kind, topic, write, 10, raw=True)
+
+        subscriptions = [listen(topic, kind) for topic, kind in kinds.items()]
+        peer.spin_until(lambda: min(counts.values()) >= count, 60)
+        for subscription in subscriptions:
+            peer.node.destroy_subscription(subscription)
+
+
+class BagPlayer:
+    """Publishes a rosbag2 folder and its time on /clock, as `ros2 bag play --clock` does."""
+
+    def __init__(self, peer: Peer, path: Path, kinds: dict[str, type]):
+        with Reader(path) as reader:
+            self.messages = [(at, c.topic, bytes(data)) for c, at, data in reader.messages()]
+        self.clock = peer.node.create_publisher(Clock, '/clock', 10)
+        self.publishers = {
+            topic: peer.node.create_publisher(kind, topic, 10) for topic, kind in kinds.items()
+        }
+        for publisher in (self.clock, *self.publishers.values()):
+            peer.spin_until(publisher.get_subscription_count)
+
+    def play(self, count: int | None = None, rate: float = 1.0):
+        """Publish the first `count` messages (None: all), `rate` times as fast as they were recorded."""
+        first, start = self.messages[0][0], time.monotonic()
+        for at, topic, data in self.messages[:count]:
+            while (early := start + (at - first) / 1e9 / rate - time.monotonic()) > 0:
+                time.sleep(min(early, 0.02))
+                self.tell(first + round((time.monotonic() - start) * rate * 1e9))
+            self.tell(at)
+            self.publishers[topic].publish(data)
+
+    def tell(self, at: int):
+        self.clock.publish(Clock(clock=Time(sec=at // 10**9, nanosec=at % 10**9)))
 
 
 def set_parameter(peer, name: str, **value) -> str:

@@ -8,13 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import rclpy
 from rclpy.action import ActionServer, GoalResponse
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.task import Future
 
 from mask2iv_ros.action import GenerateInteraction
 from mask2iv_ros.msg import InteractionPlan, InteractionRequest
 from mask2iv_ros.ros.client import InteractionClient, InteractionError, make_request
 from mask2iv_ros.srv import GenerateInteraction as GenerateService
-from ros_harness import Peer
+from ros_harness import Peer, until
+
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class Server:
@@ -51,6 +54,29 @@ def answer(goal) -> GenerateInteraction.Result:
     return GenerateInteraction.Result(plans=[InteractionPlan(task=goal.request.request.task)])
 
 
+def test_the_best_plan_comes_with_its_alternatives(client, server, peer):
+    def execute(goal):
+        goal.succeed()
+        return GenerateInteraction.Result(plans=[InteractionPlan(seed=seed) for seed in (7, 5, 6)])
+
+    server.execute = execute
+    plan = client.generate_async(task='push')
+    peer.spin_until(plan.done)
+    assert plan.result().message.seed == 7
+    assert [other.message.seed for other in plan.result().alternatives] == [5, 6]
+
+
+def test_there_is_no_latest_plan_before_the_first_one_and_then_the_newest(client, peer):
+    assert client.latest_plan(timeout=0.2) is None
+    publisher = peer.node.create_publisher(InteractionPlan, '/other/plan', LATCHED)
+    for task in ('first', 'second'):
+        publisher.publish(InteractionPlan(task=task))
+    until(lambda: client.latest_plan().message.task == 'second')
+    with InteractionClient('/other') as late:
+        assert late.latest_plan().message.task == 'second'  # which was published before it came
+    peer.node.destroy_publisher(publisher)
+
+
 def test_a_rejected_goal_is_an_error(client, server, peer):
     server.accepts = False
     plans = client.generate_async(task='push')
@@ -80,7 +106,7 @@ def test_an_answer_is_heard_that_comes_while_the_goal_is_still_being_sent(client
     caller.start()
     peer.spin_until(lambda: plans and plans[0].done())
     caller.join()
-    assert plans[0].result()[0].task == 'push'
+    assert plans[0].result().message.task == 'push'
 
 
 def test_goals_are_sent_in_the_order_of_the_calls(client, server, peer):
@@ -103,7 +129,7 @@ def test_no_goal_is_lost_of_many_at_once(client, server, peer):
     server.execute = answer
     plans = [client.generate_async(task=str(i)) for i in range(300)]
     peer.spin_until(lambda: all(future.done() for future in plans), timeout=120)
-    assert [future.result()[0].task for future in plans] == [str(i) for i in range(300)]
+    assert [future.result().message.task for future in plans] == [str(i) for i in range(300)]
 
 
 def test_a_node_that_leaves_ends_what_waits_for_it():
@@ -148,7 +174,7 @@ def test_a_goal_that_is_never_accepted_does_not_block_the_next(client, server, p
     monkeypatch.setattr(client._action, 'send_goal_async', send)
     second = client.generate_async(task='second')
     peer.spin_until(second.done)
-    assert second.result()[0].task == 'second'
+    assert second.result().message.task == 'second'
 
 
 def test_closing_ends_what_still_waits(server, peer):
@@ -176,7 +202,7 @@ def test_an_answer_that_cannot_be_read_reaches_the_caller(client, server, peer, 
         raise ValueError('cannot read this')
 
     server.execute = answer
-    monkeypatch.setattr('mask2iv_ros.ros.client._plans', fail)
+    monkeypatch.setattr('mask2iv_ros.ros.client._plan', fail)
     plans = client.generate_async(task='push')
     peer.spin_until(plans.done)
     with pytest.raises(ValueError, match='cannot read this'):
@@ -198,7 +224,7 @@ def test_a_failing_feedback_callback_stops_nothing(client, server, peer):
     for task in ('first', 'second'):
         plans = client.generate_async(task=task, on_feedback=on_feedback)
         peer.spin_until(plans.done)
-        assert plans.result()[0].task == task
+        assert plans.result().message.task == task
         assert seen.wait(5)
 
 
@@ -207,7 +233,7 @@ def test_the_future_itself_cannot_be_cancelled(client, server, peer):
     plans = client.generate_async(task='push')
     assert not plans.cancel()
     peer.spin_until(plans.done)
-    assert len(plans.result()) == 1
+    assert plans.result().message.task == 'push'
 
 
 def test_a_request_and_its_fields_exclude_each_other():

@@ -9,7 +9,7 @@ from unique_identifier_msgs.msg import UUID
 
 from mask2iv_ros.msg import InteractionPlan
 from mask2iv_ros.ros.client import InteractionError
-from mask2iv_ros.ros.conversions import read_colour, read_labels
+from mask2iv_ros.ros.received_plan import ReceivedPlan
 from ros_harness import set_parameter
 
 NAMESPACE = ('unshare', '--user', '--map-root-user', '--mount')
@@ -62,7 +62,7 @@ def test_before_the_first_plan_there_is_nothing_to_export(client):
 
 
 def test_a_plan_is_read_back_by_lerobot(client, root):
-    (plan,) = client.generate(**big_scene(), task='open the drawer', goal_pixel=(90, 60), seed=5)
+    plan = client.generate(**big_scene(), task='open the drawer', goal_pixel=(90, 60), seed=5)
     path, episodes = client.export([plan], 'drawers')
     assert path == str(root / 'drawers')
     assert episodes == [0]
@@ -79,12 +79,11 @@ def test_a_plan_is_read_back_by_lerobot(client, root):
     (clip,) = read_clips(path)
     assert clip.task == 'open the drawer'
     assert clip.fps == 15
-    np.testing.assert_array_equal(clip.labels, read_labels(plan.masks))
-    video = np.stack([read_colour(frame) for frame in plan.video])
-    assert np.abs(clip.frames.astype(int) - video).mean() < 10  # random pixels, lossy video
+    np.testing.assert_array_equal(clip.labels, plan.labels)
+    assert np.abs(clip.frames.astype(int) - plan.video).mean() < 10  # random pixels, lossy video
     assert clip.goal is not None
     assert (clip.source['model'], clip.source['seed']) == ('tiny', 5)
-    assert clip.source['plan_id'].replace('-', '') == bytes(plan.id.uuid).hex()
+    assert clip.source['plan_id'].replace('-', '') == bytes(plan.message.id.uuid).hex()
 
 
 def test_the_best_newest_plan_is_appended_when_none_is_named(client):
@@ -93,25 +92,25 @@ def test_the_best_newest_plan_is_appended_when_none_is_named(client):
     scene = big_scene()
     client.generate(**scene, task='one')
     client.export(dataset_name='appended')
-    plans = client.generate(**scene, task='two', num_samples=2)
-    _, episodes = client.export(plans, 'appended')
+    best = client.generate(**scene, task='two', num_samples=2)
+    _, episodes = client.export([best, *best.alternatives], 'appended')
     assert episodes == [1, 2]
     path, episodes = client.export(dataset_name='appended')
     assert episodes == [3]
-    assert open_dataset(path).read(3).source['plan_id'].replace('-', '') == bytes(plans[0].id.uuid).hex()
+    assert open_dataset(path).read(3).source['plan_id'].replace('-', '') == bytes(best.message.id.uuid).hex()
 
 
 def test_only_the_newest_plans_are_kept(client):
     scene = big_scene()
-    (old,) = client.generate(**scene, task='old')
+    old = client.generate(**scene, task='old')
     client.generate(**scene, task='new', num_samples=3)
     refused(client, 'UNKNOWN_PLAN', 'max_plans', plans=[old])
-    unknown = InteractionPlan(id=UUID(uuid=np.full(16, 9, np.uint8)))
+    unknown = ReceivedPlan(InteractionPlan(id=UUID(uuid=np.full(16, 9, np.uint8))))
     refused(client, 'UNKNOWN_PLAN', '09090909-0909', plans=[unknown])
 
 
 def test_a_trajectory_is_no_episode(client):
-    (plan,) = client.generate(**big_scene(), task='push', trajectory_only=True)
+    plan = client.generate(**big_scene(), task='push', trajectory_only=True)
     refused(client, 'NO_VIDEO', 'trajectory_only', plans=[plan])
 
 

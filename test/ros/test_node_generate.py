@@ -4,6 +4,7 @@ import copy
 import time
 from concurrent.futures import wait
 
+import cv2
 import numpy as np
 import pytest
 from action_msgs.msg import GoalStatus
@@ -11,12 +12,13 @@ from action_msgs.srv import CancelGoal
 from builtin_interfaces.msg import Time
 from nav_msgs.msg import Path
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from visualization_msgs.msg import MarkerArray
 
 from mask2iv_ros.msg import InteractionPlan, MaskTrajectory
 from mask2iv_ros.ros.client import InteractionClient, InteractionError
 from mask2iv_ros.ros.conversions import read_colour, read_labels, write_image
-from ros_harness import HEIGHT, WIDTH, separate_process
+from ros_harness import HEIGHT, WIDTH, Peer, separate_process, until
 
 FRAMES = 8  # of the tiny model
 LONG = 1000  # steps; many seconds
@@ -33,7 +35,7 @@ def node(start_node, tiny_model, client):
 def test_the_service_answers_in_the_pixel_frame_of_the_image(client, scene, scene_messages):
     image = scene_messages['image']
     image.header.stamp.sec, image.header.frame_id = 1234, 'camera_optical_frame'
-    (plan,) = client.generate(**{**scene, 'image': image}, task='open the drawer')
+    plan = client.generate(**{**scene, 'image': image}, task='open the drawer').message
 
     assert plan.header == image.header == plan.masks.header
     assert (plan.task, plan.model) == ('open the drawer', 'tiny')
@@ -61,21 +63,39 @@ def test_the_service_answers_in_the_pixel_frame_of_the_image(client, scene, scen
 def test_any_size_and_aspect_comes_back_as_it_was(client, size):
     mask = np.zeros(size, np.uint8)
     mask[5:30, 5:40] = 255
-    (plan,) = client.generate(image=np.zeros((*size, 3), np.uint8), object_mask=mask, task='push')
-    assert read_labels(plan.masks).shape == (FRAMES, *size)
-    assert {(f.height, f.width) for f in plan.video} == {size}
+    plan = client.generate(image=np.zeros((*size, 3), np.uint8), object_mask=mask, task='push')
+    assert plan.labels.shape == (FRAMES, *size)
+    assert plan.video.shape == (FRAMES, *size, 3)
+
+
+def test_a_callback_of_another_node_may_ask_and_wait(client, scene):
+    """A single-threaded executor of the caller's own, which waits in the callback meanwhile."""
+    peer, plans = Peer('planner'), []
+    peer.node.create_timer(0.01, lambda: plans or plans.append(client.generate(**scene, task='push')))
+    peer.spin_until(lambda: plans)
+    assert len(plans[0].labels) == FRAMES
+    peer.close()
+
+
+def test_the_latest_plan_is_the_newest_of_any_client(client, scene):
+    with InteractionClient() as spectator:
+        for task in ('one', 'two'):
+            plan = client.generate(**scene, task=task)
+            until(lambda: spectator.latest_plan().message.id == plan.message.id)  # noqa: B023
+        assert spectator.latest_plan().message == plan.message
 
 
 def test_the_same_seed_gives_the_same_plan_and_another_seed_another(client, scene):
     def video(seed):
-        return [bytes(frame.data) for frame in client.generate(**scene, task='push', seed=seed)[0].video]
+        return client.generate(**scene, task='push', seed=seed).video.tolist()
 
     assert video(7) == video(7)
     assert video(7) != video(8)
 
 
 def test_samples_have_following_seeds_and_come_best_first(client, scene):
-    plans = client.generate(**scene, task='push', num_samples=3, seed=40)
+    best = client.generate(**scene, task='push', num_samples=3, seed=40)
+    plans = [plan.message for plan in (best, *best.alternatives)]
     assert sorted(plan.seed for plan in plans) == [40, 41, 42]
     assert [plan.score for plan in plans] == sorted((plan.score for plan in plans), reverse=True)
     assert len({bytes(plan.id.uuid) for plan in plans}) == 3
@@ -84,16 +104,16 @@ def test_samples_have_following_seeds_and_come_best_first(client, scene):
 @pytest.mark.parametrize('goal', ['mask', 'pixel'])
 def test_a_goal_alone_is_enough(client, scene, goal):
     goals = {'mask': {'goal_mask': np.roll(scene['object_mask'], 10)}, 'pixel': {'goal_pixel': (50.0, 40.0)}}
-    (plan,) = client.generate(**scene, **goals[goal])
+    plan = client.generate(**scene, **goals[goal]).message
     assert plan.task == ''
     assert len(plan.video) == FRAMES
 
 
 def test_trajectory_only_has_no_video(client, scene):
-    (plan,) = client.generate(**scene, task='push', trajectory_only=True)
-    assert len(plan.masks.frames) == FRAMES
-    assert plan.video == []
-    assert plan.video_time == 0
+    plan = client.generate(**scene, task='push', trajectory_only=True)
+    assert len(plan.labels) == FRAMES
+    assert plan.video is None
+    assert plan.message.video_time == 0
 
 
 def test_an_empty_request_takes_the_newest_messages_and_depth_gives_a_path(client, camera, scene_messages):
@@ -102,7 +122,7 @@ def test_an_empty_request_takes_the_newest_messages_and_depth_gives_a_path(clien
     k = [100.0, 0, 39.5, 0, 100.0, 29.5, 0, 0, 1]
     calibration = CameraInfo(width=WIDTH, height=HEIGHT, k=k)
     camera.publish(**scene_messages, depth=write_image(depth, '32FC1'), camera_info=calibration)
-    (plan,) = client.generate(task='push')
+    plan = client.generate(task='push').message
 
     assert plan.header.frame_id == 'camera_optical_frame'
     assert plan.header.stamp == scene_messages['image'].header.stamp
@@ -132,7 +152,7 @@ def test_an_older_set_is_taken_for_its_depth_only_if_it_is_little_older(
     first, second = camera.stamp(later), camera.stamp()
     camera.publish(**stamped({**scene_messages, 'depth': depth, 'camera_info': calibration}, first))
     camera.publish(**stamped(scene_messages, second))  # its depth is still on the way
-    (plan,) = client.generate(task='push')
+    plan = client.generate(task='push').message
     assert plan.header.stamp == (first if poses else second)
     assert len(plan.object_path.poses) == poses
 
@@ -143,7 +163,7 @@ def test_depth_without_a_value_on_the_object_leaves_out_the_path_only(client, ca
     depth = write_image(depth, '32FC1')
     calibration = CameraInfo(width=WIDTH, height=HEIGHT, k=[100.0, 0, 39.5, 0, 100.0, 29.5, 0, 0, 1])
     camera.publish(**scene_messages, depth=depth, camera_info=calibration)
-    (plan,) = client.generate(task='push')
+    plan = client.generate(task='push').message
     assert len(plan.video) == FRAMES
     assert plan.object_path.poses == []
     assert 'No 3-D path: depth has no value between 0.01 and 10.0 m in object_mask' in node.log.read_text()
@@ -151,33 +171,42 @@ def test_depth_without_a_value_on_the_object_leaves_out_the_path_only(client, ca
 
 def test_a_plan_is_published_and_played_once(client, peer, scene):
     client.generate(**scene, task='push')
-    seen = {'overlay': [], 'video': [], 'plan': [], 'path': []}
+    seen = {}
     for name, kind, topic, qos in (
         ('overlay', Image, 'mask_overlay', 10),
         ('video', Image, 'video', 10),
         ('plan', InteractionPlan, 'plan', LATCHED),
         ('path', Path, 'object_path', LATCHED),
+        ('markers', MarkerArray, 'markers', LATCHED),
+        ('jpeg video', CompressedImage, 'video/compressed', 10),
+        ('jpeg overlay', CompressedImage, 'mask_overlay/compressed', 10),
     ):
+        seen[name] = []
         peer.node.create_subscription(kind, f'/mask2iv/{topic}', seen[name].append, qos)
     peer.spin_until(lambda: seen['plan'] and seen['path'])  # latched: the plan before the subscription
     peer.spin_for(1.0)  # until it is played
     for messages in seen.values():
         messages.clear()
 
-    (plan,) = client.generate(**scene, task='push')
+    plan = client.generate(**scene, task='push').message
     peer.spin_until(lambda: len(seen['video']) >= FRAMES and len(seen['overlay']) >= FRAMES)
     peer.spin_for(0.5)  # nothing more comes
     assert len(seen['video']) == len(seen['overlay']) == FRAMES
     assert [received.id for received in seen['plan']] == [plan.id]
-    assert len(seen['path']) == 1
+    assert len(seen['path']) == len(seen['markers']) == 1
     assert [bytes(frame.data) for frame in seen['video']] == [bytes(frame.data) for frame in plan.video]
     assert read_colour(seen['overlay'][0])[30, 40, 0] > scene['image'][30, 40, 0]  # the object is painted red
+    for name in ('video', 'overlay'):
+        jpeg = seen[f'jpeg {name}'][0]
+        assert jpeg.header == seen[name][0].header
+        assert 'jpeg' in jpeg.format
+        assert cv2.imdecode(np.frombuffer(jpeg.data, np.uint8), cv2.IMREAD_COLOR).shape == (HEIGHT, WIDTH, 3)
 
 
 def test_the_action_reports_every_step_and_gives_the_result(client, scene):
     feedback = []
     plans = client.generate_async(on_feedback=feedback.append, **scene, task='push', num_inference_steps=5)
-    assert len(plans.result(30)) == 1
+    assert len(plans.result(30).labels) == FRAMES
     steps = [(f.stage, f.step, f.num_steps) for f in feedback if f.step]
     assert steps == [(stage, i, 5) for stage in ('trajectory', 'video') for i in range(1, 6)]
     fractions = [f.fraction for f in feedback]
@@ -193,7 +222,7 @@ def test_the_action_reports_every_step_and_gives_the_result(client, scene):
 def test_a_running_goal_is_cancelled_between_two_steps(client, scene):
     feedback = []
     plans = client.generate_async(on_feedback=feedback.append, **scene, task='push', num_inference_steps=LONG)
-    _until(lambda: any(f.step for f in feedback))
+    until(lambda: any(f.step for f in feedback))
     start = time.monotonic()
     client.cancel()
     with pytest.raises(InteractionError, match='CANCELLED'):
@@ -225,9 +254,9 @@ def test_two_requests_at_once_are_both_answered_in_order(client, scene):
         time.sleep(0.2)
         second = other.generate_async(on_feedback=feedback.append, **scene, task='second')
         wait([first, second], 60)
-    assert first.result()[0].task == 'first'
-    assert second.result()[0].task == 'second'
-    assert first.result()[0].queue_time < 0.1 < second.result()[0].queue_time
+    assert first.result().message.task == 'first'
+    assert second.result().message.task == 'second'
+    assert first.result().message.queue_time < 0.1 < second.result().message.queue_time
     assert feedback[0].stage == 'queued'
     assert feedback[0].queue_position == 1
 
@@ -285,11 +314,11 @@ arguments = dict(image=np.zeros((60, 80, 3), np.uint8), object_mask=mask, task='
 steps = int(sys.argv[2])
 if sys.argv[1] == 'service':
     print('called', flush=True)
-    plans = client.generate(**arguments, num_inference_steps=steps)
+    plan = client.generate(**arguments, num_inference_steps=steps)
 else:
     started = lambda feedback: print('called', flush=True)
-    plans = client.generate_async(on_feedback=started, **arguments, num_inference_steps=steps).result()
-print('plans', len(plans), flush=True)
+    plan = client.generate_async(on_feedback=started, **arguments, num_inference_steps=steps).result()
+print('frames', len(plan.labels), flush=True)
 """
 
 
@@ -303,7 +332,7 @@ def test_a_killed_client_is_answered_after_its_restart(peer, door, steps):
         assert answer.return_code == CancelGoal.Response.ERROR_NONE
         assert len(answer.goals_canceling) == 1
     with separate_process(CALL, door, '2') as process:
-        assert process.stdout.readlines()[-1] == 'plans 1\n'
+        assert process.stdout.readlines()[-1] == f'frames {FRAMES}\n'
 
 
 def test_goal_states_follow_the_action_protocol(client, scene):
@@ -323,12 +352,5 @@ def test_goal_states_follow_the_action_protocol(client, scene):
 
 def _status(client) -> int:
     result = client._accepting.result().get_result_async()
-    _until(result.done)
+    until(result.done)
     return result.result().status
-
-
-def _until(condition, timeout: float = 20.0):
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)

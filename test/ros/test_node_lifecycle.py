@@ -330,7 +330,7 @@ def test_a_paused_clock_stops_nothing(start_node, tiny_model, peer, scene_messag
     clock = peer.node.create_publisher(Clock, '/clock', 1)
     ticker = peer.node.create_timer(0.05, lambda: clock.publish(paused))
     publishers = {name: peer.node.create_publisher(Image, name, 5) for name in scene_messages}
-    peer.spin_until(lambda: diagnosis(peer).message == 'active', 60)
+    peer.spin_until(lambda: diagnosis(peer).message == 'active', 300)
     peer.spin_until(lambda: all(publisher.get_subscription_count() for publisher in publishers.values()))
     peer.spin_for(1.0)
     for name, message in scene_messages.items():

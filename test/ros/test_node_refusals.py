@@ -138,7 +138,7 @@ def test_depth_of_an_unknown_encoding_costs_the_path_only(client, camera, node, 
     calibration = CameraInfo(width=WIDTH, height=HEIGHT, k=[100.0, 0, 39.5, 0, 100.0, 29.5, 0, 0, 1])
     depth = write_image(np.ones((HEIGHT, WIDTH, 3), np.uint8), 'rgb8')
     camera.publish(**scene_messages, depth=depth, camera_info=calibration)
-    assert client.generate(task='push')[0].object_path.poses == []
+    assert client.generate(task='push').path is None
 
 
 def test_an_image_in_the_request_needs_nothing_from_the_topics(client, camera, scene, scene_messages):
@@ -190,6 +190,6 @@ def test_every_parameter_is_described(peer):
 def test_a_parameter_is_used_where_the_request_says_nothing(client, peer, scene):
     assert set_parameter(peer, 'seed', integer=77) == ''
     try:
-        assert client.generate(**scene, task='push')[0].seed == 77
+        assert client.generate(**scene, task='push').message.seed == 77
     finally:
         set_parameter(peer, 'seed', integer=0)

@@ -1,0 +1,159 @@
+"""Cameras as they are: messages lost, late, twice, in the wrong order; restarted cameras, and two at once."""
+
+import random
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+from builtin_interfaces.msg import Time
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+from mask2iv_ros.ros.client import InteractionClient, InteractionError
+from mask2iv_ros.ros.conversions import write_image
+from mask2iv_ros.ros.received_plan import ReceivedPlan
+from ros_harness import HEIGHT, WIDTH, Peer, until
+
+NAMES = ('image', 'object_mask')
+LEFT, RIGHT = ('/left/image', '/left/object_mask'), ('/right/rgb', '/right/segments')
+RATE = 30  # images a second, by their stamps
+
+
+@pytest.fixture(scope='module', autouse=True)
+def nodes(start_node, tiny_model):
+    """One node a camera: one in a namespace, one under names of its own."""
+    return (
+        start_node(model=tiny_model, remaps={'__ns': '/left'}, max_age=60.0, num_inference_steps=1),
+        start_node(
+            model=tiny_model,
+            remaps={'__node': 'right', **dict(zip(NAMES, RIGHT, strict=True))},
+            max_age=60.0,
+            num_inference_steps=1,
+        ),
+    )
+
+
+@pytest.fixture(scope='module')
+def left():
+    with InteractionClient('/left/mask2iv') as client:
+        client.wait_until_ready()
+        yield client
+
+
+@pytest.fixture(scope='module')
+def right():
+    with InteractionClient('/right') as client:
+        client.wait_until_ready()
+        yield client
+
+
+class NumberedCamera:
+    """Image and mask number i show i: the image its grey value, the mask its column.
+
+    As a context manager it ends after use. Stamps never overlap those of a camera before.
+    """
+
+    begin = 0  # stamp of number 0, nanoseconds
+
+    def __init__(
+        self, peer: Peer, client: InteractionClient, topics: tuple[str, str], reliability='reliable'
+    ):
+        self.peer, self.client, self.frame_id = peer, client, f'{topics[0]}_frame'
+        NumberedCamera.begin = max(peer.node.get_clock().now().nanoseconds, self.begin + 3 * 10**9)
+        qos = QoSProfile(depth=50, reliability=ReliabilityPolicy[reliability.upper()])
+        self.publishers = {
+            name: peer.node.create_publisher(Image, topic, qos)
+            for name, topic in zip(NAMES, topics, strict=True)
+        }
+
+    def __enter__(self):
+        """Wait for the node to hear it, as reliably as it speaks."""
+        for publisher in self.publishers.values():
+            asked = publisher.qos_profile.reliability
+            find = partial(self.peer.node.get_subscriptions_info_by_topic, publisher.topic_name)
+            self.peer.spin_until(lambda: asked in [s.qos_profile.reliability for s in find()])  # noqa: B023
+        self.expect(0, before=lambda: self.publish(('image', 0), ('object_mask', 0)))
+        return self
+
+    def __exit__(self, *_):
+        for publisher in self.publishers.values():
+            self.peer.node.destroy_publisher(publisher)
+
+    def message(self, name: str, i: int) -> Image:
+        stamp = self.begin + i * 10**9 // RATE
+        header = Header(stamp=Time(sec=stamp // 10**9, nanosec=stamp % 10**9), frame_id=self.frame_id)
+        if name == 'image':
+            return write_image(np.full((HEIGHT, WIDTH), i, np.uint8), 'mono8', header)
+        mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+        mask[20:40, i : i + 15] = 1
+        return write_image(mask, 'mono8', header)
+
+    def publish(self, *messages: tuple[str, int]):
+        for name, i in messages:
+            self.publishers[name].publish(self.message(name, i))
+
+    def expect(self, i: int, before: Callable[[], None] = lambda: None):
+        """Ask until a plan starts from image i and its own mask, since messages take their time."""
+        seen = []
+
+        def is_expected() -> bool:
+            before()
+            try:
+                plan = self.client.generate(task='push', timeout=20)
+            except InteractionError as error:  # nothing yet, or none that fit yet
+                seen.append(str(error))
+                return False
+            seen.append((plan.message.header.frame_id, *numbers(plan)))
+            return seen[-1] == (self.frame_id, i, i)
+
+        try:
+            until(is_expected, 15)
+        except AssertionError:
+            pytest.fail(f'expected number {i} of {self.frame_id}, got {seen[-5:]}')
+
+
+def numbers(plan: ReceivedPlan) -> tuple[int, int]:
+    """Numbers of the image and of the mask that a plan starts from."""
+    return int(plan.video[0, 0, 0, 0]), int(np.flatnonzero(plan.labels[0].any(axis=0))[0])
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_damaged_streams_still_give_matching_pairs(left, peer, seed):
+    """Images and masks are lost, come twice, late and in the wrong order."""
+    rng = random.Random(seed)
+    images = [('image', i) for i in range(1, 40) if rng.random() < 0.9]
+    masks = [('object_mask', i) for i in range(1, 40) if rng.random() < 0.67]
+    stream = [(i + rng.uniform(0, 3), name, i) for name, i in images]
+    stream += [(i + rng.uniform(0, 8), name, i) for name, i in masks]
+    stream += [(at + rng.uniform(0, 5), name, i) for at, name, i in rng.sample(stream, 15)]
+    with NumberedCamera(peer, left, LEFT) as camera:
+        camera.publish(*((name, i) for _, name, i in sorted(stream)))
+        camera.expect(max({i for _, i in images} & {i for _, i in masks}))
+
+
+def test_while_a_mask_is_late_its_predecessor_is_taken(left, peer):
+    with NumberedCamera(peer, left, LEFT) as camera:
+        camera.publish(*(('image', i) for i in range(1, 12)))
+        camera.expect(0)
+        camera.publish(('object_mask', 11))
+        camera.expect(11)
+
+
+@pytest.mark.parametrize('reliability', ['best_effort', 'reliable'])
+def test_a_camera_may_restart_with_another_qos(left, reliability):
+    peer = Peer('camera')
+    with NumberedCamera(peer, left, LEFT, reliability) as camera:
+        camera.expect(0)
+    peer.close()
+
+
+def test_two_cameras_at_once_are_not_mixed_up(left, right, peer):
+    with NumberedCamera(peer, left, LEFT) as one, NumberedCamera(peer, right, RIGHT) as other:
+        one.publish(*((name, 11) for name in NAMES))
+        other.publish(*((name, 44) for name in NAMES))
+        one.expect(11)
+        other.expect(44)
+        plans = [client.generate_async(task='push', num_samples=2) for client in (left, right)]
+        assert [numbers(plan.result(30)) for plan in plans] == [(11, 11), (44, 44)]
