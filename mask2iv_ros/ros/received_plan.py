@@ -74,10 +74,9 @@ class ReceivedPlan:
         return None
 
     @cached_property
-    def phases(self) -> np.ndarray | None:
-        """(T,) uint8, FrameMotion's APPROACH, INTERACT or RELEASE; None if the message has no motion."""
-        motion = self.message.motion
-        return np.array([frame.phase for frame in motion], np.uint8) if motion else None
+    def phases(self) -> np.ndarray:
+        """(T,) uint8, FrameMotion's APPROACH, INTERACT or RELEASE."""
+        return np.array([frame.phase for frame in self.message.motion], np.uint8)
 
     @property
     def checks(self) -> dict[str, PlanCheck]:

@@ -65,7 +65,8 @@ def observe(client, camera, scene_messages):
         info = CameraInfo(width=WIDTH, height=HEIGHT, k=K.ravel(), **calibration)
         images = copy.deepcopy(scene_messages)  # publishing stamps them
         camera.publish(**images, depth=write_image(depth, '32FC1'), camera_info=info)
-        return client.generate(task='push', trajectory_only=True, num_samples=num_samples)
+        best = client.generate(task='push', trajectory_only=True, num_samples=num_samples)
+        return [plan.message for plan in (best, *best.alternatives)]
 
     return plans
 
@@ -80,7 +81,7 @@ def pixels(plan) -> np.ndarray:
 
 
 def test_every_frame_tells_its_motion(client, scene):
-    (plan,) = client.generate(**scene, task='push', trajectory_only=True)
+    plan = client.generate(**scene, task='push', trajectory_only=True).message
     assert len(plan.motion) == FRAMES
     first = plan.motion[0]
     pixel = WIDTH / 43  # of the model
@@ -218,7 +219,7 @@ def test_plans_that_pass_are_not_refused(observe, peer, parameters):
 
 def test_without_a_path_its_checks_fail(client, scene, parameters):
     parameters(checks_max_speed=1.0)
-    (plan,) = client.generate(**scene, task='push', trajectory_only=True)
+    plan = client.generate(**scene, task='push', trajectory_only=True).message
     (check,) = [check for check in plan.checks if check.name == 'path']
     assert not check.passed
     assert 'max_speed' in check.reason
