@@ -1,0 +1,144 @@
+"""Meta-World as a robot that can be commanded: what cameras and joints tell, commands, and a scripted planner.
+
+Owns the border between the simulator and whoever executes plans. `ExecutionScene.observe` gives only what a
+real robot has: images of one calibrated camera, masks of the target object and of the arm in the current
+image, and the hand's own position and opening. `expert_plan` looks into the simulator on purpose: it is the
+perfect planner that bounds what execution can reach.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+
+from mask2iv_ros.clip import Camera
+from mask2iv_ros.data.metaworld import Scene
+from mask2iv_ros.data.metaworld_tasks import TASKS
+from mask2iv_ros.data.sampling import spread_frames
+from mask2iv_ros.planning.execution import Observation
+
+#: The eleven tasks on which AVDC (arXiv 2310.08576) reported; names of `TASKS`.
+PUBLISHED_TASKS = (
+    'door-open', 'door-close', 'basketball', 'shelf-place', 'button-press', 'button-press-topdown',
+    'faucet-close', 'faucet-open', 'handle-press', 'hammer', 'assembly',
+)  # fmt: skip
+PUBLISHED_CAMERAS = ('corner', 'corner2', 'corner3')  #: Meta-World's own fixed cameras
+CORNER2_POSITION = (0.75, 0.075, 0.7)  #: metres; where LeRobot puts corner2, which else sees the table's legs
+FIRST_SEED = 4_000_000  #: of execution; no split of the recorded data has seeds so high
+MAX_STEPS = 500
+
+
+class ExecutionScene:
+    """One task seen by one of Meta-World's fixed cameras; reusable for any number of seeds."""
+
+    def __init__(self, task: str, camera: str, height: int = 240, width: int = 320):
+        import mujoco
+
+        if camera not in PUBLISHED_CAMERAS:
+            raise ValueError(f'unknown camera {camera!r}; known: {", ".join(PUBLISHED_CAMERAS)}')
+        self.scene = Scene(task, height, width)
+        self.task, self.text, self.dt = task, TASKS[task].text, float(self.scene.env.dt)
+        model, data = self.scene.model, self.scene.data
+        number = model.camera(camera).id
+        if camera == 'corner2':
+            model.cam_pos[number] = CORNER2_POSITION
+        mujoco.mj_forward(model, data)
+        if data.cam_xmat[number].reshape(3, 3)[2, 1] < 0:  # the picture would be upside down
+            turned = np.empty(4)
+            mujoco.mju_mulQuat(turned, model.cam_quat[number], np.array((0.0, 0.0, 0.0, 1.0)))
+            model.cam_quat[number] = turned
+            mujoco.mj_forward(model, data)
+        self.view = mujoco.MjvCamera()
+        self.view.type, self.view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, number
+        focal = 0.5 * height / np.tan(np.radians(model.cam_fovy[number]) / 2)
+        pose = np.eye(4)
+        pose[:3, :3] = data.cam_xmat[number].reshape(3, 3) * (1, -1, -1)  # OpenGL's axes to optical ones
+        pose[:3, 3] = data.cam_xpos[number]
+        self.camera = Camera(
+            np.array(((focal, 0, (width - 1) / 2), (0, focal, (height - 1) / 2), (0, 0, 1.0))), pose
+        )
+        self.success, self.steps = False, 0
+
+    def reset(self, seed: int):
+        env = self.scene.env
+        env.seed(seed)
+        env.hand_init_pos = self.scene.hand_start.copy()
+        self._felt, _ = env.reset()
+        self.success, self.steps = False, 0
+
+    @property
+    def hand(self) -> np.ndarray:
+        """(3,) metres, world."""
+        return self._felt[:3].copy()
+
+    @property
+    def opening(self) -> float:
+        """0 closed to 1 open."""
+        return float(self._felt[3])
+
+    def observe(self, colour: bool = False) -> Observation:
+        """What a robot knows now; the picture only if asked for, since drawing it takes longest."""
+        frame = None
+        if colour:
+            frame, labels, depth = self.scene.render(self.view, 45.0)
+        else:
+            labels, depth = self.scene.render_labels(self.view, 45.0)
+        return Observation(labels, depth, self.camera, self.hand, self.opening, frame)
+
+    def step(self, velocity: np.ndarray, grip: float):
+        """Move the hand by a command (3,) in [-1, 1] (1 is 1 cm) with a gripper effort in [-1, 1]."""
+        action = np.clip(np.append(velocity, grip), -1, 1).astype(np.float32)
+        self._felt, _, _, _, info = self.scene.env.step(action)
+        self.steps += 1
+        self.success |= info['success'] > 0
+
+    def expert_plan(self, num_frames: int = 16, max_steps: int | None = None) -> np.ndarray:
+        """(T, H, W) labels of the scripted expert's way from the current state, which is left as it was.
+
+        Frames are spread evenly from now to `steps_after` steps after success, as in recorded clips.
+        """
+        saved = self._save()
+        scene, states, success = self.scene, [], None
+        task = TASKS[self.task]
+        felt = self._felt.copy()
+        scene.env.curr_path_length = 0
+        for step in range(max_steps or task.max_steps):
+            states.append([x.copy() for x in self._simulated()])
+            action = np.clip(scene.expert.get_action(felt.copy()), -1, 1).astype(np.float32)
+            felt, _, _, _, info = scene.env.step(action)
+            if success is None and info['success'] > 0:
+                success = step
+            if success is not None and step >= success + task.steps_after:
+                break
+        plan = []
+        for index in spread_frames(len(states), num_frames):
+            scene.restore(states[index])
+            plan.append(scene.render_labels(self.view, 45.0)[0])
+        self._restore(saved)
+        return np.stack(plan)
+
+    def _simulated(self):
+        d = self.scene.data
+        return d.qpos, d.qvel, d.mocap_pos, d.mocap_quat
+
+    def _save(self):
+        import mujoco
+
+        model, data = self.scene.model, self.scene.data
+        what = mujoco.mjtState.mjSTATE_INTEGRATION
+        state = np.empty(mujoco.mj_stateSize(model, what))
+        mujoco.mj_getState(model, data, state, what)
+        plain = (np.ndarray, int, float, bool, str, list, tuple, type(None))
+        kept = {k: copy.deepcopy(v) for k, v in vars(self.scene.env).items() if isinstance(v, plain)}
+        return state, kept, model.site_pos.copy(), self._felt.copy()
+
+    def _restore(self, saved):
+        import mujoco
+
+        model, data = self.scene.model, self.scene.data
+        state, kept, sites, self._felt = saved
+        model.site_pos[:] = sites
+        mujoco.mj_setState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+        mujoco.mj_forward(model, data)
+        vars(self.scene.env).update(kept)
