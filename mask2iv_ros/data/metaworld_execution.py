@@ -16,6 +16,7 @@ from mask2iv_ros.clip import Camera
 from mask2iv_ros.data.metaworld import Scene
 from mask2iv_ros.data.metaworld_tasks import TASKS
 from mask2iv_ros.data.sampling import spread_frames
+from mask2iv_ros.labels import ACTOR
 from mask2iv_ros.planning.execution import Observation
 
 #: The eleven tasks on which AVDC (arXiv 2310.08576) reported; names of `TASKS`.
@@ -27,6 +28,8 @@ PUBLISHED_CAMERAS = ('corner', 'corner2', 'corner3')  #: Meta-World's own fixed 
 CORNER2_POSITION = (0.75, 0.075, 0.7)  #: metres; where LeRobot puts corner2, which else sees the table's legs
 FIRST_SEED = 4_000_000  #: of execution; no split of the recorded data has seeds so high
 MAX_STEPS = 500
+#: Where Meta-World's episodes start, metres: the arm's elbow depends on it.
+START_POSITIONS = ((0.0, 0.6, 0.2), (0.0, 0.4, 0.2), (-0.5, 0.6, 0.2), (0.25, 0.5, 0.2))
 
 
 class ExecutionScene:
@@ -117,6 +120,32 @@ class ExecutionScene:
             plan.append(scene.render_labels(self.view, 45.0)[0])
         self._restore(saved)
         return np.stack(plan)
+
+    def move_about(self, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Masks (N, H, W) bool of the arm and positions (N, 3) of the hand, on ways through the workspace.
+
+        The arm has more joints than the hand has degrees of freedom, so how it looks also depends on how it
+        got there: as in episodes, every way starts at a reset.
+        """
+        rng, start = np.random.default_rng(seed), self.scene.hand_start
+        masks, hands = [], []
+        low, high = (-0.5, 0.38, 0.05), (0.5, 0.95, 0.5)
+        for way in range(count):  # far fewer ways give enough poses
+            self.scene.hand_start = np.array(START_POSITIONS[way % len(START_POSITIONS)])
+            self.reset(FIRST_SEED - 1 - way)
+            for _ in range(2):
+                target, grip = rng.uniform(low, high), rng.choice((-1.0, 1.0))
+                for step in range(70):
+                    self.step(20 * (target - self.hand), grip)
+                    if step % 7 == 6:
+                        masks.append(self.scene.render_labels(self.view, 45.0)[0] == ACTOR)
+                        hands.append(self.hand)
+                    if np.linalg.norm(target - self.hand) < 0.02:
+                        break
+            if len(masks) >= count:
+                break
+        self.scene.hand_start = start
+        return np.array(masks), np.array(hands)
 
     def _simulated(self):
         d = self.scene.data

@@ -9,8 +9,15 @@ from typing import Protocol
 import numpy as np
 
 from mask2iv_ros import labels as lb
+from mask2iv_ros.planning.arm_appearance import ArmAppearance
 from mask2iv_ros.planning.execution import (
-    SAWYER, Gripper, HandController, HandMotion, Observation, Waypoint, plan_hand_motion,
+    SAWYER,
+    Gripper,
+    HandController,
+    HandMotion,
+    Observation,
+    Waypoint,
+    plan_hand_motion,
 )  # fmt: skip
 
 MAX_REPLANS = 5  #: AVDC
@@ -39,6 +46,7 @@ class Rollout:
 def execute(
     robot: Robot,
     planner: Callable[[Observation], np.ndarray | None],
+    arm: ArmAppearance,
     gripper: Gripper = SAWYER,
     colour: bool = False,
     max_steps: int = MAX_STEPS,
@@ -65,7 +73,7 @@ def execute(
             if labels is None:
                 motion = HandMotion('none', [], 'there is no plan: the object is not to be seen')
             else:
-                motion = plan_hand_motion(seen, labels, gripper, holding)
+                motion = plan_hand_motion(seen, labels, arm, gripper, holding)
             if not motion.waypoints:  # get out of the way and look again
                 motion.waypoints.append(Waypoint(np.array((*seen.hand[:2], gripper.reach_high[2])), -1.0))
             rollout.motions.append(motion)
