@@ -1,4 +1,4 @@
-"""Meta-World as a robot that can be commanded: what cameras and joints tell, commands, and a scripted planner.
+"""Meta-World as a robot that can be commanded: camera, joints, commands, and a scripted planner.
 
 Owns the border between the simulator and whoever executes plans. `ExecutionScene.observe` gives only what a
 real robot has: images of one calibrated camera, masks of the target object and of the arm in the current
@@ -27,7 +27,7 @@ PUBLISHED_TASKS = (
 PUBLISHED_CAMERAS = ('corner', 'corner2', 'corner3')  #: Meta-World's own fixed cameras
 CORNER2_POSITION = (0.75, 0.075, 0.7)  #: metres; where LeRobot puts corner2, which else sees the table's legs
 FIRST_SEED = 4_000_000  #: of execution; no split of the recorded data has seeds so high
-MAX_STEPS = 500
+FREE_FOVY = 45.0  #: of free cameras, which the fixed ones here do not use
 #: Where Meta-World's episodes start, metres: the arm's elbow depends on it.
 START_POSITIONS = ((0.0, 0.6, 0.2), (0.0, 0.4, 0.2), (-0.5, 0.6, 0.2), (0.25, 0.5, 0.2))
 
@@ -84,9 +84,9 @@ class ExecutionScene:
         """What a robot knows now; the picture only if asked for, since drawing it takes longest."""
         frame = None
         if colour:
-            frame, labels, depth = self.scene.render(self.view, 45.0)
+            frame, labels, depth = self.scene.render(self.view, FREE_FOVY)
         else:
-            labels, depth = self.scene.render_labels(self.view, 45.0)
+            labels, depth = self.scene.render_labels(self.view, FREE_FOVY)
         return Observation(labels, depth, self.camera, self.hand, self.opening, frame)
 
     def step(self, velocity: np.ndarray, grip: float):
@@ -96,17 +96,33 @@ class ExecutionScene:
         self.steps += 1
         self.success |= info['success'] > 0
 
-    def expert_plan(self, num_frames: int = 16, max_steps: int | None = None) -> np.ndarray:
+    def expert_plan(self, num_frames: int = 16) -> np.ndarray:
         """(T, H, W) labels of the scripted expert's way from the current state, which is left as it was.
 
         Frames are spread evenly from now to `steps_after` steps after success, as in recorded clips.
         """
         saved = self._save()
-        scene, states, success = self.scene, [], None
+        states, _success = self._run_expert()
+        plan = []
+        for index in spread_frames(len(states), num_frames):
+            self.scene.restore(states[index])
+            plan.append(self.scene.render_labels(self.view, FREE_FOVY)[0])
+        self._restore(saved)
+        return np.stack(plan)
+
+    def expert_end(self) -> tuple[bool, np.ndarray]:
+        """Whether the expert solves the task from here, and where it leaves the object: (3,) metres."""
+        saved = self._save()
+        _states, success = self._run_expert()
+        end = self.scene.object_centre()
+        self._restore(saved)
+        return success, end
+
+    def _run_expert(self) -> tuple[list, bool]:
+        scene, states, success, felt = self.scene, [], None, self._felt.copy()
         task = TASKS[self.task]
-        felt = self._felt.copy()
         scene.env.curr_path_length = 0
-        for step in range(max_steps or task.max_steps):
+        for step in range(task.max_steps):
             states.append([x.copy() for x in self._simulated()])
             action = np.clip(scene.expert.get_action(felt.copy()), -1, 1).astype(np.float32)
             felt, _, _, _, info = scene.env.step(action)
@@ -114,12 +130,7 @@ class ExecutionScene:
                 success = step
             if success is not None and step >= success + task.steps_after:
                 break
-        plan = []
-        for index in spread_frames(len(states), num_frames):
-            scene.restore(states[index])
-            plan.append(scene.render_labels(self.view, 45.0)[0])
-        self._restore(saved)
-        return np.stack(plan)
+        return states, success is not None
 
     def move_about(self, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Masks (N, H, W) bool of the arm and positions (N, 3) of the hand, on ways through the workspace.
@@ -129,7 +140,7 @@ class ExecutionScene:
         """
         rng, start = np.random.default_rng(seed), self.scene.hand_start
         masks, hands = [], []
-        low, high = (-0.5, 0.38, 0.05), (0.5, 0.95, 0.5)
+        low, high = (-0.4, 0.38, 0.05), (0.4, 0.9, 0.42)
         for way in range(count):  # far fewer ways give enough poses
             self.scene.hand_start = np.array(START_POSITIONS[way % len(START_POSITIONS)])
             self.reset(FIRST_SEED - 1 - way)
@@ -138,7 +149,7 @@ class ExecutionScene:
                 for step in range(70):
                     self.step(20 * (target - self.hand), grip)
                     if step % 7 == 6:
-                        masks.append(self.scene.render_labels(self.view, 45.0)[0] == ACTOR)
+                        masks.append(self.scene.render_labels(self.view, FREE_FOVY)[0] == ACTOR)
                         hands.append(self.hand)
                     if np.linalg.norm(target - self.hand) < 0.02:
                         break

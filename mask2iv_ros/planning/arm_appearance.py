@@ -1,9 +1,9 @@
 """Where a robot's hand is in space, from the silhouette of its arm: the robot knows how it looks.
 
 A plan shows the arm in every frame, but as a mask, without depth. A robot that has moved about in front of
-its camera (a minute, no object, no task) knows which silhouette goes with which position of the hand: the
-whole arm takes part, so depth is told as well as the place in the image. The map is kernel ridge regression on
-the principal components of the blurred, reduced mask.
+its camera (minutes, no task) knows which silhouette goes with which position of the hand: the whole arm takes
+part, so depth is told as well as the place in the image. The map is kernel ridge regression on the principal
+components of the blurred, reduced mask.
 """
 
 from __future__ import annotations
@@ -52,12 +52,13 @@ class ArmAppearance:
         """
         if len(masks) != len(hands) or len(masks) <= COMPONENTS:
             raise ValueError(
-                f'expected more than {COMPONENTS} masks and as many positions, got {len(masks)} and {len(hands)}'
+                f'expected more than {COMPONENTS} masks and as many positions, got {len(masks)} masks and '
+                f'{len(hands)} positions'
             )
         reduced = _reduce(masks)
         mean = reduced.mean(axis=0)
-        values, vectors = np.linalg.eigh((reduced - mean).T @ (reduced - mean))
-        basis = vectors[:, -COMPONENTS:]
+        some = (reduced - mean)[:: max(1, len(reduced) // 1000)]
+        basis = np.linalg.svd(some, full_matrices=False)[2][:COMPONENTS].T
         known = (reduced - mean) @ basis
         some = known[:: max(1, len(known) // 300)]
         width = WIDTH / np.median(_squared_distances(some, some))

@@ -1,9 +1,9 @@
 """From a plan in masks to the motion of a parallel gripper: where to touch, from which side, which way to go.
 
 Rules for any task, on what any robot has: the plan's label images, depth image and calibration of the
-observed frame, and where the hand is. They begin as those of AVDC (arXiv 2310.08576: grasp what is lifted, push
-what is not) and add what mask trajectories tell beyond a video's optical flow: the plan shows the hand, so
-where it is when the object starts to move is where to touch, and its side of the object is the side to push from.
+observed frame, and where the hand is. They begin as those of AVDC (arXiv 2310.08576): grasp what is lifted,
+push what is not. They add what masks tell beyond a video's optical flow: the plan shows the arm, so the
+hand's own way in space (`arm_appearance`), where it is when the object begins to move, and from which side.
 
 Lengths are metres, positions are in the world frame of `Camera.cam_to_world`, z against gravity.
 """
@@ -22,8 +22,9 @@ from mask2iv_ros.planning.path import pixel_rays, valid_depth
 
 UP = np.array((0.0, 0.0, 1.0))
 
-LIFTED = 0.05  #: an object that rises more has been grasped; AVDC takes 0.1 of a step
+LIFTED = 0.04  #: an object that rises more has been grasped; AVDC takes 0.1 of a step
 GRASP_DEPTH = 0.025  #: how far below the top of the object the finger tips close, if there is room
+CARRIED = 0.5  #: share of the way that hand and object may differ in, if the object is carried
 CLEARANCE = 0.01  #: finger tips stay so far above what the object stands on
 APPROACH_HEIGHT = 0.10  #: the hand comes from so far above
 OVERSHOOT = 0.03  #: a push goes so far beyond the plan's end: contact gives way, buttons end with a stop
@@ -74,7 +75,7 @@ class Gripper:
     width: float = 0.1
     reach_low: tuple[float, float, float] = (-0.5, 0.35, 0.05)
     reach_high: tuple[float, float, float] = (0.5, 1.0, 0.5)
-    empty: float = 0.1
+    empty: float = 0.32
 
 
 SAWYER = Gripper()  #: of Meta-World
@@ -133,15 +134,46 @@ def plan_hand_motion(
     held = np.flatnonzero(motion.phases == INTERACT)
     details = {'contact_frame': motion.contact_frame}
     if holding:
-        return _carry(observation.hand, _moves(view, cloud, motion, hands, 0), gripper, details)
+        moves = _moves(view, cloud, motion, hands, 0)
+        details['end'] = moves[-1].round(3).tolist()
+        return _carry(observation.hand, moves, gripper, details)
     if not len(held):
         return HandMotion('none', [], 'the plan shows no contact', None, details)
-    rises = hands[held, 2].max() - hands[held[0] :, 2][0]
-    moves = _moves(view, cloud, motion, hands, held[0])
-    details |= {'rises': round(float(rises), 3), 'end': moves[-1].round(3).tolist()}
-    if rises > LIFTED and moves[held, 2].max() > LIFTED:
-        return _grasp(cloud, hands, motion, moves, gripper, details)
-    return _push(cloud, hands, motion, gripper, details)
+    low, high = _rise(hands[held])
+    low, high = held[low], held[high]
+    moves = _moves(view, cloud, motion, hands, low)
+    details |= {'rises': [int(low), int(high), *(hands[high] - hands[low]).round(3).tolist()]}
+    if hands[high, 2] - hands[low, 2] > LIFTED:
+        carried = view.project(np.median(cloud, axis=0) + hands[high] - hands[low])
+        expected = carried - view.project(np.median(cloud, axis=0))
+        seen = motion.position[high] - motion.position[low]
+        details |= {'carried': [expected.round().tolist(), seen.round().tolist()]}
+        if np.linalg.norm(expected - seen) < CARRIED * np.linalg.norm(expected):
+            return _grasp(cloud, hands, low, moves, gripper, details)
+    return _push(hands, motion, gripper, details)
+
+
+def _rise(hands: np.ndarray) -> tuple[int, int]:
+    """Frames between which the hand rises most."""
+    rises = hands[None, :, 2] - hands[:, None, 2]
+    rises[np.tril_indices(len(hands))] = 0
+    return np.unravel_index(rises.argmax(), rises.shape)
+
+
+def random_hand_motion(
+    observation: Observation, rng: np.random.Generator, gripper: Gripper = SAWYER, holding: bool = False
+) -> HandMotion:
+    """Grasp the object from above, and carry it to a random place within reach."""
+    goal = rng.uniform(gripper.reach_low, gripper.reach_high)
+    if holding:
+        return HandMotion('carry', [Waypoint(goal, 1.0, 0.01)], 'a random place')
+    view = _View(observation.camera)
+    cloud = view.cloud(observation.depth, (observation.labels == lb.OBJECT) | (observation.labels == lb.PART))
+    if not len(cloud):
+        return HandMotion('none', [], 'no depth on the object')
+    tip = (cloud.min(axis=0) + cloud.max(axis=0)) / 2
+    way = [*_take(cloud, tip, gripper), Waypoint(goal, 1.0, 0.01)]
+    return HandMotion('grasp', way, 'a random place', tip)
 
 
 def hand_path(labels: np.ndarray, start: np.ndarray, arm: ArmAppearance) -> np.ndarray:
@@ -165,6 +197,11 @@ class _View:
     def rays(self, pixels: np.ndarray) -> np.ndarray:
         """(N, 3) world directions with depth 1."""
         return pixel_rays(pixels, self.intrinsics) @ self.rotation.T
+
+    def project(self, point: np.ndarray) -> np.ndarray:
+        """(2,) pixel of a point."""
+        x, y, z = self.intrinsics @ ((point - self.centre) @ self.rotation)
+        return np.array((x / z, y / z))
 
     def depth(self, points: np.ndarray) -> np.ndarray:
         return (points - self.centre) @ self.rotation[:, 2]
@@ -215,9 +252,8 @@ def _carry(start, moves, gripper: Gripper, details) -> HandMotion:
     return HandMotion('carry', way, 'the object is in the hand', None, details)
 
 
-def _grasp(cloud, hands, motion, moves, gripper, details) -> HandMotion:
-    first = max(motion.contact_frame - 1, 0)
-    tip = hands[motion.contact_frame] + gripper.tip - moves[motion.contact_frame]
+def _grasp(cloud, hands, first, moves, gripper, details) -> HandMotion:
+    tip = hands[first] + gripper.tip - moves[first]
     size = np.ptp(cloud, axis=0)
     if max(size[:2]) < gripper.width - 2 * CLEARANCE:  # it fits between the fingers: take all of it
         tip[:2] = (cloud.min(axis=0) + cloud.max(axis=0))[:2] / 2
@@ -232,22 +268,28 @@ def _grasp(cloud, hands, motion, moves, gripper, details) -> HandMotion:
             tip[:2] = nearest[:2]
         part = (cloud[inside] - tip) @ closing
         tip += closing * (part.min() + part.max()) / 2
-    near = cloud[np.linalg.norm((cloud - tip)[:, :2], axis=1) < NEAR]
-    near = cloud if len(near) < 3 else near
-    tip[2] = max(np.percentile(near[:, 2], 95) - GRASP_DEPTH, cloud[:, 2].min() + CLEARANCE)
-    at = _reachable(tip, gripper)
-    way = [
-        Waypoint(at + APPROACH_HEIGHT * UP, -1.0),
-        Waypoint(at, -1.0, 0.01),
-        Waypoint(at, 1.0, 0.03, CLOSE_STEPS),
-    ]
+    way = _take(cloud, tip, gripper)
+    at = way[-1].position
     path = np.clip(at + moves[first + 1 :] + CLEARANCE * UP, gripper.reach_low, gripper.reach_high)
     way += [Waypoint(point, 1.0, 0.03) for point in path]
     way[-1].tolerance = 0.01
     return HandMotion('grasp', way, f'the plan lifts the object by {moves[:, 2].max():.2f} m', tip, details)
 
 
-def _push(cloud, hands, motion, gripper, details) -> HandMotion:
+def _take(cloud: np.ndarray, tip: np.ndarray, gripper: Gripper) -> list[Waypoint]:
+    """Down from above to (x, y) of `tip`, as deep as object and table allow, and close."""
+    near = cloud[np.linalg.norm((cloud - tip)[:, :2], axis=1) < NEAR]
+    near = cloud if len(near) < 3 else near
+    height = max(np.percentile(near[:, 2], 95) - GRASP_DEPTH, cloud[:, 2].min() + CLEARANCE)
+    at = _reachable(np.array((*tip[:2], height)), gripper)
+    return [
+        Waypoint(at + APPROACH_HEIGHT * UP, -1.0),
+        Waypoint(at, -1.0, 0.01),
+        Waypoint(at, 1.0, 0.03, CLOSE_STEPS),
+    ]
+
+
+def _push(hands, motion, gripper, details) -> HandMotion:
     """Go the hand's own way, and somewhat farther: contact gives way, and buttons end with a stop."""
     last = np.flatnonzero(motion.phases == INTERACT)[-1]
     path = hands[1 : last + 1]
