@@ -21,7 +21,7 @@ BLUR = 1.0  #: pixels at that size; makes near silhouettes near vectors
 COMPONENTS = 60
 WIDTH = 0.5  #: of the kernel, in units of the median squared distance between silhouettes
 RIDGE = 1e-3  #: as a share of the kernel's height
-FILL_STEPS = 4  #: rounds in which what the object covers of the arm is filled in
+FILL_STEPS = 16  #: rounds in which what the object covers of the arm is filled in
 
 
 @dataclass

@@ -209,8 +209,10 @@ class _View:
     def cloud(self, depth: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """(N, 3) surface points of a mask; strays, which show what is behind, are left out."""
         ys, xs = np.nonzero(mask & valid_depth(depth))
+        if not len(xs):
+            return np.empty((0, 3))
         z = depth[ys, xs]
-        near = np.abs(z - np.median(z)) < 0.3 if len(z) else np.zeros(0, bool)
+        near = np.abs(z - np.median(z)) < 0.3
         xs, ys, z = xs[near], ys[near], z[near]
         return self.centre + self.rays(np.stack((xs, ys), axis=1)) * z[:, None]
 
