@@ -18,12 +18,13 @@ does not bring to success is counted as a failure like any other; `expert` says 
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import multiprocessing
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,14 @@ def cause_of_failure(start, end, wanted, highest: float, touched: bool, kinds: l
 
 @lru_cache(2)
 def _scene(task: str, camera: str) -> ExecutionScene:
-    return ExecutionScene(task, camera)
+    scene = ExecutionScene(task, camera)
+    _free_scenes_at_exit()
+    return scene
+
+
+@cache
+def _free_scenes_at_exit():
+    atexit.register(_scene.cache_clear)  # only now: so it runs before the OpenGL context is freed
 
 
 @lru_cache(len(PUBLISHED_CAMERAS))

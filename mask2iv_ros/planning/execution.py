@@ -31,6 +31,7 @@ OVERSHOOT = 0.03  #: a push goes so far beyond the plan's end: contact gives way
 NEAR = 0.035  #: around the finger tips, the part of the object whose height counts
 FINGER = 0.015  #: half the width of a finger
 VISIBLE = 0.3  #: an object of which less is to be seen is where the hand is
+ON_THE_WAY = 0.02  #: a point of a path counts as passed when the hand is so near
 PLACED = 0.04  #: a carried object that the plan moves no farther is where it should be
 STUCK_STEPS, STUCK_DISTANCE = 15, 0.001  #: AVDC: the hand moved less in so many steps
 GAIN = 20.0  #: AVDC: command a metre of distance
@@ -249,7 +250,7 @@ def _carry(start, moves, gripper: Gripper, details) -> HandMotion:
         ]
         return HandMotion('place', way, 'the object is where the plan wants it: let go', None, details)
     path = np.clip(start + moves[1:], gripper.reach_low, gripper.reach_high)
-    way = [Waypoint(point, 1.0, 0.03) for point in path]
+    way = [Waypoint(point, 1.0, ON_THE_WAY) for point in path]
     way[-1].tolerance = 0.01
     return HandMotion('carry', way, 'the object is in the hand', None, details)
 
@@ -273,7 +274,7 @@ def _grasp(cloud, hands, first, moves, gripper, details) -> HandMotion:
     way = _take(cloud, tip, gripper)
     at = way[-1].position
     path = np.clip(at + moves[first + 1 :] + CLEARANCE * UP, gripper.reach_low, gripper.reach_high)
-    way += [Waypoint(point, 1.0, 0.03) for point in path]
+    way += [Waypoint(point, 1.0, ON_THE_WAY) for point in path]
     way[-1].tolerance = 0.01
     return HandMotion('grasp', way, f'the plan lifts the object by {moves[:, 2].max():.2f} m', tip, details)
 
@@ -300,7 +301,7 @@ def _push(hands, motion, gripper, details) -> HandMotion:
     path = np.clip(
         np.concatenate((path, [path[-1] + OVERSHOOT * ahead])), gripper.reach_low, gripper.reach_high
     )
-    way = [Waypoint(point, 1.0, 0.02) for point in path]
+    way = [Waypoint(point, 1.0, ON_THE_WAY) for point in path]
     way[-1].tolerance = 0.01
     contact = hands[motion.contact_frame] + gripper.tip
     return HandMotion('push', way, 'the plan does not lift the object', contact, details)
