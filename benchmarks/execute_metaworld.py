@@ -330,7 +330,7 @@ def main() -> None:
     parser.add_argument('--cameras', nargs='+', default=list(PUBLISHED_CAMERAS), choices=PUBLISHED_CAMERAS)
     parser.add_argument('--processes', type=int, default=1)
     parser.add_argument('--videos', type=int, default=0, help='film the first so many seeds')
-    parser.add_argument('--poses', type=int, default=2000, help='of the arm, to learn what it looks like')
+    parser.add_argument('--poses', type=int, default=2200, help='of the arm, to learn what it looks like')
     parser.add_argument('--model', default='', help='folder of a model; the embedded one if left out')
     parser.add_argument('--steps', type=int, default=4, help='denoising steps of the model')
     parser.add_argument(

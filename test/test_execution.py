@@ -188,6 +188,17 @@ def test_an_object_that_the_plan_leaves_where_it_is_is_let_go(arm):
     assert motion.waypoints[-1].grip == -1
 
 
+def test_without_an_arm_in_the_plan_the_object_is_pushed_from_behind_its_motion(arm):
+    seen = observe(START, BOX)
+    boxes = np.linspace(BOX, np.add(BOX, (-0.12, 0, 0)), 8)
+    labels = np.array([draw(START, box) for box in boxes])
+    labels[1:][labels[1:] == lb.ACTOR] = lb.BACKGROUND
+    motion = plan_hand_motion(seen, labels, arm)
+    assert motion.kind == 'push'
+    assert motion.waypoints[1].position[0] > BOX[0] + 0.04
+    assert motion.waypoints[-1].position[0] < BOX[0] - 0.1
+
+
 @pytest.mark.parametrize('lost', ['object', 'contact', 'depth'])
 def test_a_plan_that_shows_nothing_to_do_says_what_is_missing(arm, lost):
     seen, labels = observe(START, BOX), plan(START, START)

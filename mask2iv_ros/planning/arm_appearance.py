@@ -21,6 +21,7 @@ BLUR = 1.0  #: pixels at that size; makes near silhouettes near vectors
 COMPONENTS = 60
 WIDTH = 0.5  #: of the kernel, in units of the median squared distance between silhouettes
 RIDGE = 1e-3  #: as a share of the kernel's height
+STRANGE = 3.0  #: times as unlike all that was seen as the poses left out are (99 %): not this arm
 FILL_STEPS = 16  #: rounds in which what the object covers of the arm is filled in
 
 
@@ -33,6 +34,7 @@ class ArmAppearance:
         known: (N, C) reduced masks of the poses that were seen. weights: (N, 3). centre: (3,) mean position.
         width: factor of the squared distance in the kernel.
         error: (3,) root mean square error a coordinate, each pose told from all others, metres.
+        strange: squared distance to all known silhouettes from which on a mask is not this arm's.
     """
 
     mean: np.ndarray
@@ -42,6 +44,7 @@ class ArmAppearance:
     centre: np.ndarray
     width: float
     error: np.ndarray
+    strange: float
 
     @classmethod
     def fit(cls, masks: np.ndarray, hands: np.ndarray) -> ArmAppearance:
@@ -68,10 +71,14 @@ class ArmAppearance:
         weights = inverse @ (hands - centre)
         left_out = weights / np.diag(inverse)[:, None]
         error = np.sqrt((left_out**2).mean(axis=0))
-        return cls(mean, basis, known, weights, centre, float(width), error)
+        apart = _squared_distances(known, known)
+        np.fill_diagonal(apart, np.inf)
+        unlike = apart.min(axis=1) + ((reduced - mean) ** 2).sum(axis=1) - (known**2).sum(axis=1)
+        strange = STRANGE * np.percentile(unlike, 99)
+        return cls(mean, basis, known, weights, centre, float(width), error, float(strange))
 
     def locate(self, labels: np.ndarray) -> np.ndarray:
-        """(T, 3) positions of the hand in (T, H, W) label images; nan in frames without the actor.
+        """(T, 3) positions of the hand in (T, H, W) label images; nan in frames that do not show this arm.
 
         What the object covers of the arm is taken to look as it does in the poses that fit the rest.
         """
@@ -81,9 +88,11 @@ class ArmAppearance:
         for _ in range(FILL_STEPS):
             filled = vectors @ self.basis @ self.basis.T
             vectors = np.where(covered, filled, vectors)
-        kernel = np.exp(-self.width * _squared_distances(vectors @ self.basis, self.known))
-        found = kernel @ self.weights + self.centre
-        found[~actors.any(axis=(1, 2))] = np.nan
+        inside = vectors @ self.basis
+        distances = _squared_distances(inside, self.known)
+        found = np.exp(-self.width * distances) @ self.weights + self.centre
+        unlike = distances.min(axis=1) + (vectors**2).sum(axis=1) - (inside**2).sum(axis=1)
+        found[(unlike > self.strange) | ~actors.any(axis=(1, 2))] = np.nan
         return found
 
     def save(self, path: str | Path):
@@ -93,7 +102,7 @@ class ArmAppearance:
     def load(cls, path: str | Path) -> ArmAppearance:
         with np.load(path) as arrays:
             values = dict(arrays)
-        return cls(**values | {'width': float(values['width'])})
+        return cls(**values | {name: float(values[name]) for name in ('width', 'strange')})
 
 
 def _reduce(masks: np.ndarray) -> np.ndarray:

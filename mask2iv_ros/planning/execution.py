@@ -18,11 +18,14 @@ from mask2iv_ros import labels as lb
 from mask2iv_ros.clip import Camera
 from mask2iv_ros.planning.arm_appearance import ArmAppearance
 from mask2iv_ros.planning.motion import INTERACT, MaskMotion, between_neighbours, mask_motion
-from mask2iv_ros.planning.path import pixel_rays, valid_depth
+from mask2iv_ros.planning.path import lift_path, pixel_rays, valid_depth
 
 UP = np.array((0.0, 0.0, 1.0))
 
 LIFTED = 0.04  #: an object that rises more has been grasped; AVDC takes 0.1 of a step
+ARM_SEEN = 0.5  #: share of the frames in which the arm must be recognised for its way to be followed
+LIFTED_PATH, BEHIND = 0.1, 0.08  #: AVDC's, where the arm is not recognised: grasp threshold, start of a push
+STILL = 0.01  #: less is no motion
 GRASP_DEPTH = 0.025  #: how far below the top of the object the finger tips close, if there is room
 CARRIED = 0.5  #: share of the way that hand and object may differ in, if the object is carried
 CLEARANCE = 0.01  #: finger tips stay so far above what the object stands on
@@ -131,7 +134,10 @@ def plan_hand_motion(
     cloud = view.cloud(observation.depth, objects[0])
     if not len(cloud):
         return HandMotion('none', [], 'no depth on the object')
-    hands = hand_path(labels, observation.hand, arm)
+    located = arm.locate(labels)
+    if np.isfinite(located[1:, 0]).mean() < ARM_SEEN:
+        return _without_arm(view, observation, labels, cloud, motion, gripper, holding)
+    hands = hand_path(located, observation.hand)
     held = np.flatnonzero(motion.phases == INTERACT)
     details = {'contact_frame': motion.contact_frame}
     if holding:
@@ -177,13 +183,37 @@ def random_hand_motion(
     return HandMotion('grasp', way, 'a random place', tip)
 
 
-def hand_path(labels: np.ndarray, start: np.ndarray, arm: ArmAppearance) -> np.ndarray:
-    """(T, 3) positions of the hand in a plan that begins with it at `start`."""
-    hands = between_neighbours(arm.locate(labels))
+def hand_path(located: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """(T, 3) positions of the hand, without gaps and smoothed, of a plan that begins with it at `start`."""
+    hands = between_neighbours(np.concatenate((start[None], located[1:])))
     smooth = hands.copy()
     smooth[1:-1] = hands[1:-1] / 2 + (hands[:-2] + hands[2:]) / 4
-    smooth[0] = start
     return smooth
+
+
+def _without_arm(view, observation, labels, cloud, motion, gripper, holding) -> HandMotion:
+    """AVDC's rules on the object's lifted path alone: for plans that do not show this arm."""
+    up = view.rotation.T @ UP
+    path = lift_path(labels, observation.depth, view.intrinsics, up=up, motion=motion)
+    moves = (path.points - path.points[0]) @ view.rotation.T
+    details = {'arm': 'unknown', 'depth_model': path.depth_model, 'end': moves[-1].round(3).tolist()}
+    if holding:
+        return _carry(observation.hand, moves, gripper, details)
+    length = np.linalg.norm(moves, axis=1)
+    if length.max() < STILL:
+        return HandMotion('none', [], 'the plan moves nothing', None, details)
+    centre = (cloud.min(axis=0) + cloud.max(axis=0)) / 2
+    if moves[:, 2].max() > LIFTED_PATH:
+        way = _take(cloud, centre, gripper)
+        at = way[-1].position
+        way += [Waypoint(_within(at + move, gripper), 1.0, ON_THE_WAY) for move in moves[1:]]
+        return HandMotion('grasp', way, 'the lifted path rises', at + gripper.tip, details)
+    first, last = (length > STILL).argmax(), moves[length.argmax()]
+    behind = centre - BEHIND * moves[first] / length[first]
+    points = [behind + APPROACH_HEIGHT * UP, behind, *(centre + moves[first : length.argmax() + 1])]
+    points.append(centre + last + OVERSHOOT * last / np.linalg.norm(last))
+    way = [Waypoint(_reachable(point, gripper), 1.0, ON_THE_WAY) for point in points]
+    return HandMotion('push', way, 'the lifted path does not rise', behind, details)
 
 
 class _View:
@@ -236,20 +266,24 @@ def _moves(view: _View, cloud, motion: MaskMotion, hands: np.ndarray, first: int
 
 def _reachable(tip: np.ndarray, gripper: Gripper) -> np.ndarray:
     """Position of the hand for a position of the finger tips."""
-    return np.clip(tip - gripper.tip, gripper.reach_low, gripper.reach_high)
+    return _within(tip - gripper.tip, gripper)
+
+
+def _within(hand: np.ndarray, gripper: Gripper) -> np.ndarray:
+    return np.clip(hand, gripper.reach_low, gripper.reach_high)
 
 
 def _carry(start, moves, gripper: Gripper, details) -> HandMotion:
     """Follow the path with the object in the hand; let it go where the plan moves it no more."""
     if np.linalg.norm(moves, axis=1).max() < PLACED:
-        end = start + moves[-1]
+        end = _within(start + moves[-1], gripper)
         way = [
             Waypoint(end, 1.0),
             Waypoint(end, -1.0, 0.03, CLOSE_STEPS),
             Waypoint(end + APPROACH_HEIGHT * UP, -1.0, 0.03),
         ]
         return HandMotion('place', way, 'the object is where the plan wants it: let go', None, details)
-    path = np.clip(start + moves[1:], gripper.reach_low, gripper.reach_high)
+    path = _within(start + moves[1:], gripper)
     way = [Waypoint(point, 1.0, ON_THE_WAY) for point in path]
     way[-1].tolerance = 0.01
     return HandMotion('carry', way, 'the object is in the hand', None, details)
@@ -273,7 +307,7 @@ def _grasp(cloud, hands, first, moves, gripper, details) -> HandMotion:
         tip += closing * (part.min() + part.max()) / 2
     way = _take(cloud, tip, gripper)
     at = way[-1].position
-    path = np.clip(at + moves[first + 1 :] + CLEARANCE * UP, gripper.reach_low, gripper.reach_high)
+    path = _within(at + moves[first + 1 :] + CLEARANCE * UP, gripper)
     way += [Waypoint(point, 1.0, ON_THE_WAY) for point in path]
     way[-1].tolerance = 0.01
     return HandMotion('grasp', way, f'the plan lifts the object by {moves[:, 2].max():.2f} m', tip, details)
