@@ -13,6 +13,7 @@ from mask2iv_ros import labels as lb
 from mask2iv_ros.clip import Camera
 from mask2iv_ros.planning.arm_appearance import COMPONENTS, ArmAppearance
 from mask2iv_ros.planning.execution import (
+    FRUITLESS_STEPS,
     LIFTED,
     STUCK_STEPS,
     Gripper,
@@ -251,6 +252,16 @@ def test_a_hand_that_does_not_move_is_stuck():
     for _ in range(STUCK_STEPS):
         controller.command(START)
     assert not controller.stuck
+    controller.command(START)
+    assert controller.stuck
+
+
+def test_a_hand_that_trembles_is_stuck_later():
+    controller = HandController(HandMotion('push', [Waypoint(START + 1, 1.0)], ''))
+    for step in range(FRUITLESS_STEPS + 1):
+        assert not controller.stuck
+        controller.command(START + 0.005 * (step % 2))
+    controller.command(START)
     controller.command(START)
     assert controller.stuck
 

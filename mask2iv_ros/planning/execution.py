@@ -27,7 +27,7 @@ ARM_SEEN = 0.5  #: share of the frames in which the arm must be recognised for i
 LIFTED_PATH, BEHIND = 0.1, 0.08  #: AVDC's, where the arm is not recognised: grasp threshold, start of a push
 STILL = 0.01  #: less is no motion
 GRASP_DEPTH = 0.025  #: how far below the top of the object the finger tips close, if there is room
-CARRIED = 0.5  #: share of the way that hand and object may differ in, if the object is carried
+CARRIED = 0.3  #: share of the way that hand and object may differ in, if the object is carried
 CLEARANCE = 0.01  #: finger tips stay so far above what the object stands on
 APPROACH_HEIGHT = 0.10  #: the hand comes from so far above
 OVERSHOOT = 0.03  #: a push goes so far beyond the plan's end: contact gives way, buttons end with a stop
@@ -37,6 +37,7 @@ VISIBLE = 0.3  #: an object of which less is to be seen is where the hand is
 ON_THE_WAY = 0.02  #: a point of a path counts as passed when the hand is so near
 PLACED = 0.04  #: a carried object that the plan moves no farther is where it should be
 STUCK_STEPS, STUCK_DISTANCE = 15, 0.001  #: AVDC: the hand moved less in so many steps
+FRUITLESS_STEPS = 40  #: a hand that trembles against something moves, but gets nowhere
 GAIN = 20.0  #: AVDC: command a metre of distance
 CLOSE_STEPS = 15  #: control steps that the fingers have to close or open
 
@@ -346,6 +347,7 @@ class HandController:
 
     def __init__(self, motion: HandMotion):
         self.motion, self.index, self.waited, self.trail = motion, 0, 0, []
+        self.nearest, self.fruitless = np.inf, 0
 
     @property
     def done(self) -> bool:
@@ -353,7 +355,10 @@ class HandController:
 
     @property
     def stuck(self) -> bool:
-        """The hand has moved less than `STUCK_DISTANCE` in the last `STUCK_STEPS` steps."""
+        """The hand has moved less than `STUCK_DISTANCE` in the last `STUCK_STEPS` steps, or trembles: it has
+        come no nearer to its waypoint in `FRUITLESS_STEPS`."""
+        if self.fruitless >= FRUITLESS_STEPS:
+            return True
         recent = self.trail[-STUCK_STEPS - 1 :]
         if len(recent) <= STUCK_STEPS:
             return False
@@ -363,9 +368,13 @@ class HandController:
         """(3,) velocity command and grip effort, each in [-1, 1], for the hand's present position."""
         self.trail.append(np.array(hand))
         waypoint = self.motion.waypoints[min(self.index, len(self.motion.waypoints) - 1)]
-        if np.linalg.norm(waypoint.position - hand) < waypoint.tolerance:
+        distance = np.linalg.norm(waypoint.position - hand)
+        nearer = distance < self.nearest - STUCK_DISTANCE
+        self.nearest, self.fruitless = (distance, 0) if nearer else (self.nearest, self.fruitless + 1)
+        if distance < waypoint.tolerance:
+            self.fruitless = 0
             if self.waited >= waypoint.steps:
-                self.index, self.waited = self.index + 1, 0
+                self.index, self.waited, self.nearest = self.index + 1, 0, np.inf
             else:
                 self.trail.clear()  # waiting is not being stuck
                 self.waited += 1
