@@ -201,7 +201,11 @@ class Scene:
         colour = np.empty((height * s, width * s, 3), dtype=np.uint8)
         self._draw(colour, None)
         colour = colour.reshape(height, s, width, s, 3).mean((1, 3)).round()
+        return colour.astype(np.uint8)[::-1], *self.render_labels(camera, fovy)
 
+    def render_labels(self, camera, fovy: float) -> tuple[np.ndarray, np.ndarray]:
+        """Labels (H, W) uint8 and depth (H, W) float32 metres of the present state, without drawing RGB."""
+        self._point(camera, fovy, self.options)
         geoms, depth = self._draw_geoms()
         labels = combine_masks(
             close_holes(np.append(self.is_object, False)[geoms]),
@@ -210,7 +214,7 @@ class Scene:
         near, far = (getattr(self.model.vis.map, end) * self.model.stat.extent for end in ('znear', 'zfar'))
         depth = near * far / (near + depth.astype(np.float64) * (far - near))
         depth = np.where(depth < MAX_DEPTH, depth, 0).astype(np.float32)
-        return colour.astype(np.uint8)[::-1], labels[::-1], depth[::-1]
+        return labels[::-1], depth[::-1]
 
     def render_goal(self, camera, fovy: float) -> np.ndarray:
         """(H, W) uint8: where the object is in the present state, as if the actor were not there.

@@ -1,0 +1,349 @@
+"""Does executing plans solve tasks? AVDC's protocol: 11 tasks, 3 cameras, at most 5 replans and 500 steps.
+
+    python benchmarks/execute_metaworld.py OUT --row oracle --episodes 25   # a row; a stopped run goes on
+    python benchmarks/execute_metaworld.py --table OUT   # results/execute_metaworld.{json,md,png} of OUT
+
+Rows, which differ in where a plan comes from: `oracle` (masks of the scripted expert, rolled out from the
+current state: the bound), `trajectory` (stage 1 of a model, masks only), `random` (take the object, go to a
+random place: the floor). All are executed by `mask2iv_ros.planning.rollout`, which sees camera, masks of the
+current frame, depth, calibration and the hand's position, and which has no rule that knows a task. Before a
+camera's first episode the arm moves about in front of it, in a scene that is none of the 11 tasks, and the
+robot learns what it looks like (`ArmAppearance`): `--poses` of them, kept in OUT.
+
+OUT/ROW.jsonl has a line an episode: success, steps, what was planned, and the cause of a failure, which is
+told from the simulator's state, as nothing that is executed is. A hand or an object that the expert itself
+does not bring to success is counted as a failure like any other; `expert` says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import json
+import multiprocessing
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, lru_cache
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from mask2iv_ros import labels as lb
+from mask2iv_ros.data.metaworld_execution import (
+    FIRST_SEED,
+    PUBLISHED_CAMERAS,
+    PUBLISHED_TASKS,
+    ExecutionScene,
+)
+from mask2iv_ros.pictures import write_video
+from mask2iv_ros.planning.arm_appearance import ArmAppearance
+from mask2iv_ros.planning.rollout import Planned, Random, execute
+
+ROWS = ('oracle', 'trajectory', 'random')
+#: Mean success in per cent as printed by AVDC (arXiv 2310.08576), 825 episodes on Meta-World's v2 tasks.
+PUBLISHED = {'AVDC': 43.1, 'BC-Scratch': 16.2, 'BC-R3M': 15.4, 'UniPi': 6.1}
+LIFTED, MOVED = 0.03, 0.01  #: metres, for causes of failure
+RESULTS = Path(__file__).parent / 'results' / 'execute_metaworld'
+VIDEO_EVERY = 5  #: control steps between two frames
+
+
+def cause_of_failure(start, end, wanted, highest: float, touched: bool, kinds: list[str]) -> str:
+    """Why an episode failed, from where the object was, is, and should be (each (3,) metres)."""
+    moved, needed = end - start, wanted - start
+    if not set(kinds) - {'none'}:
+        return 'no plan'
+    if not touched:
+        return 'never touched'
+    if highest - start[2] > LIFTED and end[2] - start[2] < LIFTED / 2:
+        return 'grasp slipped'
+    if np.linalg.norm(moved) < MOVED:
+        return 'touched, not moved'
+    if moved @ needed < 0.5 * np.linalg.norm(moved) * np.linalg.norm(needed):
+        return 'wrong direction'
+    return 'moved, not there'
+
+
+@lru_cache(2)
+def _scene(task: str, camera: str) -> ExecutionScene:
+    scene = ExecutionScene(task, camera)
+    _free_scenes_at_exit()
+    return scene
+
+
+@cache
+def _free_scenes_at_exit():
+    atexit.register(_scene.cache_clear)  # only now: so it runs before the OpenGL context is freed
+
+
+@lru_cache(len(PUBLISHED_CAMERAS))
+def _arm(path: Path) -> ArmAppearance:
+    return ArmAppearance.load(path)
+
+
+@lru_cache(1)
+def _pipeline(model: str):
+    from mask2iv_ros.pipelines import load_pipeline
+
+    return load_pipeline(model)
+
+
+def planner(row: str, scene: ExecutionScene, model: str, num_inference_steps: int):
+    """From an observation to (T, H, W) label images."""
+    if row == 'oracle':
+        return lambda _observation: scene.expert_plan()
+    from mask2iv_ros.planning.generate import generate_plans
+    from mask2iv_ros.planning.request import GenerationRequest, InvalidRequest
+
+    def plan(observation):
+        request = GenerationRequest(
+            observation.frame,
+            observation.labels == lb.OBJECT,
+            observation.labels == lb.ACTOR,
+            scene.text,
+            seed=scene.steps,
+            num_inference_steps=num_inference_steps,
+            trajectory_only=True,
+        )
+        try:
+            return generate_plans(_pipeline(model), request)[0].labels
+        except InvalidRequest:  # too few pixels for the model: a plan in which nothing moves
+            return np.repeat(observation.labels[None], 2, axis=0)
+
+    return plan
+
+
+def play(out: Path, row: str, task: str, camera: str, seed: int, model: str, steps: int, video: bool) -> dict:
+    """One episode: its line in OUT/ROW.jsonl."""
+    begin = time.perf_counter()
+    scene = _scene(task, camera)
+    scene.reset(FIRST_SEED + seed)
+    solvable, wanted = scene.expert_end()
+    start = scene.scene.object_centre()
+    if row == 'random':
+        policy = Random(np.random.default_rng(seed))
+    else:
+        make = planner(row, scene, model, steps)
+        policy = Planned(make, _arm(out / f'arm_{camera}.npz'), colour=row != 'oracle')
+    seen = {'touched': False, 'highest': start[2]}
+    frames = []
+
+    def watch(motion):
+        seen['touched'] |= scene.scene.touching()
+        seen['highest'] = max(seen['highest'], scene.scene.object_centre()[2])
+        if video and scene.steps % VIDEO_EVERY == 0:
+            frames.append(_picture(scene, policy, len(frames)))
+
+    rollout = execute(scene, policy, on_step=watch)
+    end = scene.scene.object_centre()
+    kinds = [motion.kind for motion in rollout.motions]
+    line = {
+        'task': task,
+        'camera': camera,
+        'seed': FIRST_SEED + seed,
+        'success': rollout.success,
+        'steps': rollout.steps,
+        'plans': kinds,
+        'expert': solvable,
+        'cause': None
+        if rollout.success
+        else cause_of_failure(start, end, wanted, seen['highest'], seen['touched'], kinds),
+        'moved': (end - start).round(3).tolist(),
+        'wanted': (wanted - start).round(3).tolist(),
+        'seconds': round(time.perf_counter() - begin, 2),
+    }
+    if frames:
+        name = f'{row}_{task}_{camera}_{seed}_{"solved" if rollout.success else "failed"}.mp4'
+        (out / 'videos').mkdir(exist_ok=True)
+        write_video(out / 'videos' / name, np.stack(frames), 1 / (VIDEO_EVERY * scene.dt))
+    return line
+
+
+def _picture(scene: ExecutionScene, policy, number: int) -> np.ndarray:
+    """(H, 2 W, 3) uint8: what the camera sees, and the newest plan, played over and over."""
+    seen = scene.observe(colour=True)
+    plan = getattr(policy, 'labels', None)
+    shown = seen.labels if plan is None else plan[number % len(plan)]
+    return np.concatenate((seen.frame, lb.labels_to_rgb(shown)), axis=1)
+
+
+def run(args) -> None:
+    out, row = args.out, args.row
+    out.mkdir(parents=True, exist_ok=True)
+    for camera in args.cameras:
+        path = out / f'arm_{camera}.npz'
+        if row != 'random' and not path.exists():
+            print(f'{camera}: the arm moves about to learn what it looks like', flush=True)
+            arm = ArmAppearance.fit(*ExecutionScene('pick-place', camera).move_about(args.poses))
+            arm.save(path)
+            print(f'{camera}: error {np.linalg.norm(arm.error) * 100:.1f} cm on poses left out', flush=True)
+    lines = read_lines(out / f'{row}.jsonl')
+    done = {(line['task'], line['camera'], line['seed'] - FIRST_SEED) for line in lines}
+    jobs = [
+        (task, camera, seed)
+        for seed in range(args.first, args.first + args.episodes)
+        for task in args.tasks
+        for camera in args.cameras
+        if (task, camera, seed) not in done
+    ]
+    options = [(out, row, *job, args.model, args.steps, job[2] < args.videos) for job in jobs]
+    with (out / f'{row}.jsonl').open('a') as file, tqdm(total=len(jobs), desc=row, unit='episode') as bar:
+
+        def keep(line):
+            file.write(json.dumps(line) + '\n')
+            file.flush()
+            bar.update()
+
+        if args.processes == 1:
+            for option in options:
+                keep(play(*option))
+            return
+        context = multiprocessing.get_context('spawn')  # a forked OpenGL context does not work
+        with ProcessPoolExecutor(args.processes, context) as pool:
+            for line in pool.map(play, *zip(*options, strict=True)):
+                keep(line)
+
+
+def read_lines(path: Path) -> list[dict]:
+    """Episodes that are there; a last line that was cut off is dropped from the file."""
+    if not path.exists():
+        return []
+    whole = [text for text in path.read_text().splitlines(keepends=True) if text.endswith('\n')]
+    path.write_text(''.join(whole))
+    return [json.loads(text) for text in whole]
+
+
+def wilson(solved: int, count: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927), in per cent."""
+    z = 1.96
+    centre = (solved + z**2 / 2) / (count + z**2)
+    half = z / (count + z**2) * np.sqrt(solved * (count - solved) / count + z**2 / 4)
+    return 100 * (centre - half), 100 * (centre + half)
+
+
+def share(lines: list[dict]) -> dict:
+    solved = sum(line['success'] for line in lines)
+    low, high = wilson(solved, len(lines))
+    return {'success': 100 * solved / len(lines), 'low': low, 'high': high, 'episodes': len(lines)}
+
+
+def summary(lines: list[dict]) -> dict:
+    """Success in per cent by task, by camera and by both; 'mean' is over tasks and cameras, as published."""
+    tasks = [task for task in PUBLISHED_TASKS if any(line['task'] == task for line in lines)]
+    cameras = [camera for camera in PUBLISHED_CAMERAS if any(line['camera'] == camera for line in lines)]
+
+    def of(**wanted):
+        return share([line for line in lines if all(line[k] == v for k, v in wanted.items())])
+
+    cells = {task: {camera: of(task=task, camera=camera) for camera in cameras} for task in tasks}
+    return {
+        'mean': float(np.mean([cell['success'] for row in cells.values() for cell in row.values()])),
+        'all': share(lines),
+        'tasks': {task: of(task=task) for task in tasks},
+        'cameras': {camera: of(camera=camera) for camera in cameras},
+        'cells': cells,
+        'expert': 100 * float(np.mean([line['expert'] for line in lines])),
+        'causes': {
+            task: dict(Counter(line['cause'] for line in lines if line['task'] == task and line['cause']))
+            for task in tasks
+        },
+        'plans an episode': float(np.mean([len(line['plans']) for line in lines])),
+        'steps of solved episodes': float(np.mean([x['steps'] for x in lines if x['success']] or [np.nan])),
+        'seconds an episode': float(np.mean([line['seconds'] for line in lines])),
+    }
+
+
+def write_table(out: Path, results: Path) -> None:
+    """Write `results`.json, .md and .png of the rows that are in `out`."""
+    rows = {row: read_lines(out / f'{row}.jsonl') for row in ROWS}
+    rows = {row: summary(lines) for row, lines in rows.items() if lines}
+    if not rows:
+        raise SystemExit(f'{out}: has no episode of {", ".join(ROWS)}')
+
+    def cell(found: dict | None) -> str:
+        if found is None:
+            return ''
+        return f'{found["success"]:.0f} [{found["low"]:.0f}, {found["high"]:.0f}]'
+
+    lines = [
+        'Success in per cent with 95 % intervals (Wilson); see `execute_metaworld.py`.',
+        '',
+        '| | mean | ' + ' | '.join(PUBLISHED_CAMERAS) + ' | episodes | plans an episode | expert solves |',
+        '|---' * (len(PUBLISHED_CAMERAS) + 5) + '|',
+    ]
+    for row, found in rows.items():
+        low, high, count = (found['all'][key] for key in ('low', 'high', 'episodes'))
+        cameras = ' | '.join(cell(found['cameras'].get(camera)) for camera in PUBLISHED_CAMERAS)
+        lines.append(
+            f'| {row} | {found["mean"]:.1f} [{low:.1f}, {high:.1f}] | {cameras} | {count} | '
+            f'{found["plans an episode"]:.1f} | {found["expert"]:.0f} |'
+        )
+    lines += [f'| {name} (published) | {value} |  |  |  | 825 |  |  |' for name, value in PUBLISHED.items()]
+    lines += ['', '| task | ' + ' | '.join(rows) + ' |', '|---' * (len(rows) + 1) + '|']
+    for task in PUBLISHED_TASKS:
+        found = (cell(row['tasks'].get(task)) for row in rows.values())
+        lines.append(f'| {task} | ' + ' | '.join(found) + ' |')
+    lines += ['', 'Causes of failure:', '', '| row | task | causes |', '|---|---|---|']
+    for row, found in rows.items():
+        for task, causes in found['causes'].items():
+            if causes:
+                said = ', '.join(f'{cause} {count}' for cause, count in sorted(causes.items()))
+                lines.append(f'| {row} | {task} | {said} |')
+    results.with_suffix('.md').write_text('\n'.join(lines) + '\n')
+    results.with_suffix('.json').write_text(
+        json.dumps({'rows': rows, 'published': PUBLISHED}, indent=1) + '\n'
+    )
+    _figure(rows).savefig(results.with_suffix('.png'), dpi=110)
+    print('\n'.join(lines))
+
+
+def _figure(rows: dict) -> Figure:
+    figure = Figure((11, 4), layout='constrained')
+    axes = figure.add_subplot()
+    width = 0.8 / len(rows)
+    for number, (row, found) in enumerate(rows.items()):
+        places = [i + (number - (len(rows) - 1) / 2) * width for i, t in enumerate(PUBLISHED_TASKS)
+                  if t in found['tasks']]  # fmt: skip
+        cells = [found['tasks'][task] for task in PUBLISHED_TASKS if task in found['tasks']]
+        heights = np.array([cell['success'] for cell in cells])
+        ends = np.array([(cell['low'], cell['high']) for cell in cells]).T
+        errors = np.maximum(np.abs(ends - heights), 0)
+        axes.bar(places, heights, width, yerr=errors, label=f'{row}: mean {found["mean"]:.0f} %',
+                 error_kw={'elinewidth': 0.8, 'alpha': 0.6})  # fmt: skip
+    axes.axhline(PUBLISHED['AVDC'], color='black', linestyle=':', label='AVDC, published mean 43.1 %')
+    axes.set_xticks(range(len(PUBLISHED_TASKS)), PUBLISHED_TASKS, rotation=30, ha='right')
+    axes.set(ylabel='success, %', ylim=(0, 105))
+    axes.legend(loc='upper right', fontsize=8)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('out', type=Path)
+    parser.add_argument('--row', choices=ROWS)
+    parser.add_argument('--table', action='store_true', help='write the result files of what is in OUT')
+    parser.add_argument('--episodes', type=int, default=25, help='seeds a task and camera')
+    parser.add_argument('--first', type=int, default=0, help='first seed')
+    parser.add_argument('--tasks', nargs='+', default=list(PUBLISHED_TASKS), choices=PUBLISHED_TASKS)
+    parser.add_argument('--cameras', nargs='+', default=list(PUBLISHED_CAMERAS), choices=PUBLISHED_CAMERAS)
+    parser.add_argument('--processes', type=int, default=1)
+    parser.add_argument('--videos', type=int, default=0, help='film the first so many seeds')
+    parser.add_argument('--poses', type=int, default=2200, help='of the arm, to learn what it looks like')
+    parser.add_argument('--model', default='', help='folder of a model; the embedded one if left out')
+    parser.add_argument('--steps', type=int, default=4, help='denoising steps of the model')
+    parser.add_argument(
+        '--results', type=Path, default=Path(__file__).parent / 'results' / 'execute_metaworld'
+    )
+    args = parser.parse_args()
+    if not args.row and not args.table:
+        parser.error('give --row, --table, or both')
+    if args.row:
+        run(args)
+    if args.table:
+        write_table(args.out, args.results)
+
+
+if __name__ == '__main__':
+    main()
