@@ -57,7 +57,7 @@ def cause_of_failure(start, end, wanted, highest: float, touched: bool, kinds: l
         return 'no plan'
     if not touched:
         return 'never touched'
-    if highest - start[2] > LIFTED and end[2] - start[2] < LIFTED / 2:
+    if 'grasp' in kinds and highest - start[2] > LIFTED and end[2] - start[2] < LIFTED / 2:
         return 'grasp slipped'
     if np.linalg.norm(moved) < MOVED:
         return 'touched, not moved'
