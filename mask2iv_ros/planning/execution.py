@@ -116,7 +116,7 @@ class HandMotion:
 def plan_hand_motion(
     observation: Observation,
     labels: np.ndarray,
-    arm: ArmAppearance,
+    arm: ArmAppearance | None,
     gripper: Gripper = SAWYER,
     holding: bool = False,
 ) -> HandMotion:
@@ -124,7 +124,7 @@ def plan_hand_motion(
 
     Args:
         labels: (T, H, W) uint8 label images; labels[0] is `observation.labels`.
-        arm: how the robot looks to this camera.
+        arm: how the robot looks to this camera; None if it has not learned that.
         holding: the gripper holds the object now.
     """
     view = _View(observation.camera)
@@ -135,8 +135,8 @@ def plan_hand_motion(
     cloud = view.cloud(observation.depth, objects[0])
     if not len(cloud):
         return HandMotion('none', [], 'no depth on the object')
-    located = arm.locate(labels)
-    if np.isfinite(located[1:, 0]).mean() < ARM_SEEN:
+    located = None if arm is None else arm.locate(labels)
+    if located is None or np.isfinite(located[1:, 0]).mean() < ARM_SEEN:
         return _without_arm(view, observation, labels, cloud, motion, gripper, holding)
     hands = hand_path(located, observation.hand)
     held = np.flatnonzero(motion.phases == INTERACT)

@@ -43,13 +43,13 @@ class Planned:
 
     Attributes:
         planner: from an observation to (T, H, W) label images whose first is `observation.labels`.
-        arm: how the robot looks to the camera.
+        arm: how the robot looks to the camera; None if it has not learned that.
         colour: the planner needs `Observation.frame`.
         labels: the newest plan.
     """
 
     planner: Callable[[Observation], np.ndarray]
-    arm: ArmAppearance
+    arm: ArmAppearance | None
     gripper: Gripper = SAWYER
     colour: bool = False
     labels: np.ndarray | None = None

@@ -10,7 +10,8 @@ import rclpy
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
-from sensor_msgs.msg import CameraInfo
+from rclpy.publisher import Publisher
+from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from mask2iv_ros.data.metaworld import FIRST_SEED, RETRY_STRIDE, TASKS, record_clip
@@ -35,6 +36,51 @@ TABLE = (
 )
 
 
+TOPICS = {
+    'image': Image,
+    'object_mask': Image,
+    'actor_mask': Image,
+    'depth': Image,
+    'camera_info': CameraInfo,
+}
+
+
+def camera_messages(
+    frame: np.ndarray, labels: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray
+) -> dict[str, Image | CameraInfo]:
+    """A message for each of `TOPICS`, without header.
+
+    Args:
+        frame: (H, W, 3) uint8 RGB.
+        labels: (H, W) uint8 label image.
+        depth: (H, W) metres, 0 where there is none.
+        intrinsics: (3, 3) pixels.
+    """
+    height, width = labels.shape
+    projection = np.hstack([intrinsics, np.zeros((3, 1))])
+    return {
+        'image': write_image(frame, 'rgb8'),
+        'object_mask': write_image(np.uint8(labels == OBJECT) * 255, 'mono8'),
+        'actor_mask': write_image(np.uint8(labels == ACTOR) * 255, 'mono8'),
+        'depth': write_image(np.where(depth > 0, depth, np.nan).astype(np.float32), '32FC1'),
+        'camera_info': CameraInfo(
+            width=width,
+            height=height,
+            distortion_model='plumb_bob',
+            d=[0.0] * 5,
+            k=intrinsics.ravel(),
+            r=np.eye(3).ravel(),
+            p=projection.ravel(),
+        ),
+    }
+
+
+def camera_publishers(node: Node) -> dict[str, Publisher]:
+    """A publisher for each of `TOPICS`."""
+    # Reliable, which serves best-effort subscribers too: else Fast DDS loses most large images.
+    return {name: node.create_publisher(kind, name, 5) for name, kind in TOPICS.items()}
+
+
 class SimCamera(Node):
     """Renders a scene once, then publishes it with fresh stamps.
 
@@ -49,29 +95,10 @@ class SimCamera(Node):
         scene, seed, width, height, rate, self._frame_id = (parameter.value for parameter in values)
 
         clip = record_clip(scene, FIRST_SEED['test'] + seed, height, width, num_frames=2)
-        depth = np.where(clip.depth[0] > 0, clip.depth[0], np.nan).astype(np.float32)
-        intrinsics = clip.camera.intrinsics
-        projection = np.hstack([intrinsics, np.zeros((3, 1))])
-        self._messages = {
-            'image': write_image(clip.frames[0], 'rgb8'),
-            'object_mask': write_image(np.uint8(clip.labels[0] == OBJECT) * 255, 'mono8'),
-            'actor_mask': write_image(np.uint8(clip.labels[0] == ACTOR) * 255, 'mono8'),
-            'depth': write_image(depth, '32FC1'),
-            'camera_info': CameraInfo(
-                width=width,
-                height=height,
-                distortion_model='plumb_bob',
-                d=[0.0] * 5,
-                k=intrinsics.ravel(),
-                r=np.eye(3).ravel(),
-                p=projection.ravel(),
-            ),
-        }
-        self._camera_publishers = {
-            # Reliable, which serves best-effort subscribers too: else Fast DDS loses most large images.
-            name: self.create_publisher(type(message), name, 5)
-            for name, message in self._messages.items()
-        }
+        self._messages = camera_messages(
+            clip.frames[0], clip.labels[0], clip.depth[0], clip.camera.intrinsics
+        )
+        self._camera_publishers = camera_publishers(self)
         self.create_timer(1 / rate, self._publish)
         self.get_logger().info(f'{clip.task!r} at {width} x {height} pixels, {rate} images a second')
 

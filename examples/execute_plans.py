@@ -1,0 +1,181 @@
+"""Executes visual plans over ROS 2: a pure client of the mask2iv node and of a robot's topics.
+
+    python -m mask2iv_ros.ros.node &
+    python -m mask2iv_ros.ros.sim_robot --ros-args -p scene:=door-close &    # or your robot
+    python examples/execute_plans.py "close the door"
+
+It sees the camera, masks of object and arm, depth, the hand's position and the gripper's opening, asks
+GenerateInteraction for masks, turns them into hand motion (`mask2iv_ros.planning.execution`, no rule of it
+knows a task), commands one step after the other, and plans again when the hand is stuck. Topics are those of
+`mask2iv_ros.ros.sim_robot`; for a robot of your own change `TopicRobot`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+import rclpy
+from geometry_msgs.msg import PoseStamped
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from scipy.spatial.transform import Rotation
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool, Float64MultiArray
+
+from mask2iv_ros import labels as lb
+from mask2iv_ros.clip import Camera
+from mask2iv_ros.planning.arm_appearance import ArmAppearance
+from mask2iv_ros.planning.execution import Observation
+from mask2iv_ros.planning.rollout import MAX_STEPS, Planned, execute
+from mask2iv_ros.ros.client import InteractionClient, InteractionError
+from mask2iv_ros.ros.conversions import read_colour, read_depth, read_intrinsics, read_mask
+from mask2iv_ros.ros.sim_camera import TOPICS
+from mask2iv_ros.ros.sim_robot import LATCHED
+from mask2iv_ros.ros.transport import use_large_shared_memory
+
+
+class TopicRobot:
+    """The robot behind topics, as `mask2iv_ros.planning.rollout.execute` commands it.
+
+    Args:
+        node: to talk through; it is spun here.
+        patience: seconds to wait for any message.
+    """
+
+    def __init__(self, node: Node, patience: float = 60.0):
+        self._patience = patience
+        self._executor = SingleThreadedExecutor(context=node.context)
+        self._executor.add_node(node)
+        self._state = {}
+        self._images = {name: deque(maxlen=10) for name in TOPICS}
+        for name, kind in TOPICS.items():
+            images = self._images[name]
+            node.create_subscription(kind, name, lambda m, images=images: images.append(m), 5)
+        latched = {'hand': PoseStamped, 'gripper': JointState, 'success': Bool, 'camera_pose': PoseStamped}
+        for name, kind in latched.items():
+            node.create_subscription(kind, name, lambda m, name=name: self._state.update({name: m}), LATCHED)
+        self._commands = node.create_publisher(Float64MultiArray, 'commands', 10)
+        self._wait(lambda: self._state.keys() == latched.keys(), 'hand, gripper, success and camera_pose')
+        self._wait(lambda: self._commands.get_subscription_count(), 'somebody who listens to commands')
+
+    @property
+    def hand(self) -> np.ndarray:
+        p = self._state['hand'].pose.position
+        return np.array((p.x, p.y, p.z))
+
+    @property
+    def opening(self) -> float:
+        return self._state['gripper'].position[0]
+
+    @property
+    def success(self) -> bool:
+        return self._state['success'].data
+
+    def observe(self, colour: bool = False) -> Observation:
+        """What the images show that are newer than the hand's last motion."""
+        moved = _nanoseconds(self._state['hand'])
+        found = {}
+
+        def complete() -> bool:
+            stamps = [{_nanoseconds(message) for message in images} for images in self._images.values()]
+            common = [stamp for stamp in set.intersection(*stamps) if stamp > moved]
+            if common:
+                newest = max(common)
+                for name, images in self._images.items():
+                    found[name] = next(m for m in images if _nanoseconds(m) == newest)
+            return bool(common)
+
+        self._wait(complete, 'images, masks, depth and camera_info of one stamp, newer than the last command')
+        labels = lb.combine_masks(read_mask(found['object_mask']), read_mask(found['actor_mask']))
+        pose = self._state['camera_pose'].pose
+        p, q = pose.position, pose.orientation
+        cam_to_world = np.eye(4)
+        cam_to_world[:3, :3] = Rotation.from_quat((q.x, q.y, q.z, q.w)).as_matrix()
+        cam_to_world[:3, 3] = p.x, p.y, p.z
+        return Observation(
+            labels,
+            np.nan_to_num(read_depth(found['depth'])),
+            Camera(read_intrinsics(found['camera_info']), cam_to_world),
+            self.hand,
+            self.opening,
+            read_colour(found['image']) if colour else None,
+        )
+
+    def step(self, velocity: np.ndarray, grip: float):
+        """Command one step, and wait until the hand reports where it is."""
+        before = _nanoseconds(self._state['hand'])
+        self._commands.publish(Float64MultiArray(data=[*map(float, velocity), float(grip)]))
+        self._wait(lambda: _nanoseconds(self._state['hand']) > before, 'the hand after a command')
+
+    def _wait(self, condition: Callable[[], bool], what: str):
+        end = time.monotonic() + self._patience
+        while not condition():
+            if time.monotonic() > end:
+                raise TimeoutError(f'expected {what}; nothing came for {self._patience:.0f} s')
+            self._executor.spin_once(timeout_sec=0.1)
+
+
+def service_planner(client: InteractionClient, task: str) -> Callable[[Observation], np.ndarray]:
+    """From an observation to the (T, H, W) label images of the node's best plan."""
+
+    def plan(observation: Observation) -> np.ndarray:
+        try:
+            received = client.generate(
+                image=observation.frame,
+                object_mask=observation.labels == lb.OBJECT,
+                actor_mask=observation.labels == lb.ACTOR,
+                task=task,
+                trajectory_only=True,
+            )
+        except InteractionError as error:
+            if error.name not in ('EMPTY_MASK', 'CHECKS_FAILED'):
+                raise
+            print(f'no plan: {error}')
+            return np.repeat(observation.labels[None], 2, axis=0)  # nothing moves
+        print(f'{received}, {received.message.trajectory_time:.1f} s')
+        return received.labels
+
+    return plan
+
+
+def _nanoseconds(message) -> int:
+    return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('task', help='what to do, in words')
+    parser.add_argument('--node', default='/mask2iv', help='name of the mask2iv node')
+    parser.add_argument('--steps', type=int, default=MAX_STEPS, help='most control steps')
+    parser.add_argument(
+        '--arm',
+        help='how the arm looks to this camera: arm_CAMERA.npz of benchmarks/execute_metaworld.py; without '
+        'it only the motion of the object is used',
+    )
+    options = parser.parse_args(arguments)
+    arm = ArmAppearance.load(options.arm) if options.arm else None
+    use_large_shared_memory()
+    rclpy.init()
+    try:
+        with InteractionClient(options.node) as client:
+            client.wait_until_ready()
+            robot = TopicRobot(rclpy.create_node('execute_plans'))
+            policy = Planned(service_planner(client, options.task), arm, colour=True)
+            rollout = execute(robot, policy, options.steps)
+    finally:
+        rclpy.try_shutdown()
+    for motion, step in zip(rollout.motions, rollout.started, strict=True):
+        print(f'step {step}: {motion.kind}, {motion.reason}')
+    print(f'{"solved" if rollout.success else "not solved"} after {rollout.steps} steps')
+    return 0 if rollout.success else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())
