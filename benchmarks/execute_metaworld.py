@@ -220,7 +220,7 @@ def wilson(solved: int, count: int) -> tuple[float, float]:
     z = 1.96
     centre = (solved + z**2 / 2) / (count + z**2)
     half = z / (count + z**2) * np.sqrt(solved * (count - solved) / count + z**2 / 4)
-    return 100 * (centre - half), 100 * (centre + half)
+    return max(0.0, 100 * (centre - half)), min(100.0, 100 * (centre + half))
 
 
 def share(lines: list[dict]) -> dict:
@@ -315,7 +315,7 @@ def _figure(rows: dict) -> Figure:
     axes.axhline(PUBLISHED['AVDC'], color='black', linestyle=':', label='AVDC, published mean 43.1 %')
     axes.set_xticks(range(len(PUBLISHED_TASKS)), PUBLISHED_TASKS, rotation=30, ha='right')
     axes.set(ylabel='success, %', ylim=(0, 105))
-    axes.legend(loc='upper right', fontsize=8)
+    axes.legend(fontsize=8, ncols=4, loc='lower center', bbox_to_anchor=(0.5, 1.0), frameon=False)
     return figure
 
 

@@ -73,7 +73,7 @@ def test_parameters_are_those_of_the_file():
     table = README.split('| parameter | default |')[1].split('\n\n')[0]
     told = set()
     for row in table.splitlines()[2:]:
-        told.update(re.findall(r'`(\w+)`', row.split('|')[1]))
+        told.update(re.findall(r'`([\w.]+)`', row.split('|')[1]))
     assert told == set(parameters)
 
 
@@ -129,3 +129,32 @@ def test_set_up_time_is_that_of_the_result_file():
     told = re.search(r'set-up took (\d+) s,\s+downloaded (\d+) GB and takes (\d+) GB', README)
     measured = result['seconds']['set-up'], result['downloaded_gb'], result['installed_gb']
     assert [int(value) for value in told.groups()] == [round(value) for value in measured]
+
+
+def test_numbers_of_paths_are_those_of_the_result_file():
+    result = json.loads((ROOT / 'benchmarks/results/path_accuracy.json').read_text())
+    measured = result['true masks as the node sees them']
+    told = re.search(
+        r'that path is (\d+) mm off on average, against\s+(\d+) mm at constant depth; the contact frame is '
+        r'([\d.]+) frames off,\s+the 3-D contact point (\d+) mm',
+        README,
+    )
+    path, constant, contact, point = map(float, told.groups())
+    assert path == round(measured['3-D']['auto']['point mean'])
+    assert constant == round(measured['3-D']['constant_depth']['point mean'])
+    assert contact == round(measured['contact']['touch that moves']['mean frames off'], 1)
+    assert point == round(measured['contact point']['auto']['median mm'])
+
+
+def test_executed_plans_are_those_of_the_result_file():
+    rows = json.loads((ROOT / 'benchmarks/results/execute_metaworld.json').read_text())['rows']
+    told = table('plans from')
+    names = {
+        'true masks of the scripted expert': 'oracle',
+        'the embedded model': 'trajectory',
+        'none: the object taken to a random place': 'random',
+    }
+    assert set(told) == set(names)
+    for name, (solved, episodes) in told.items():
+        assert solved == round(rows[names[name]]['mean'])
+        assert episodes == rows[names[name]]['all']['episodes']
