@@ -13,6 +13,7 @@ knows a task), commands one step after the other, and plans again when the hand 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 from collections import deque
@@ -33,7 +34,7 @@ from mask2iv_ros.planning.arm_appearance import ArmAppearance
 from mask2iv_ros.planning.execution import Observation
 from mask2iv_ros.planning.rollout import MAX_STEPS, Planned, execute
 from mask2iv_ros.ros.client import InteractionClient, InteractionError
-from mask2iv_ros.ros.conversions import read_colour, read_depth, read_intrinsics, read_mask
+from mask2iv_ros.ros.conversions import read_colour, read_depth, read_distortion, read_intrinsics, read_mask
 from mask2iv_ros.ros.sim_camera import TOPICS
 from mask2iv_ros.ros.sim_robot import LATCHED
 from mask2iv_ros.ros.transport import use_large_shared_memory
@@ -56,7 +57,7 @@ class TopicRobot:
         for name, kind in TOPICS.items():
             images = self._images[name]
             node.create_subscription(kind, name, lambda m, images=images: images.append(m), 5)
-        latched = {'hand': PoseStamped, 'gripper': JointState, 'success': Bool, 'camera_pose': PoseStamped}
+        latched = {'camera_pose': PoseStamped, 'success': Bool, 'gripper': JointState, 'hand': PoseStamped}
         for name, kind in latched.items():
             node.create_subscription(kind, name, lambda m, name=name: self._state.update({name: m}), LATCHED)
         self._commands = node.create_publisher(Float64MultiArray, 'commands', 10)
@@ -91,6 +92,8 @@ class TopicRobot:
             return bool(common)
 
         self._wait(complete, 'images, masks, depth and camera_info of one stamp, newer than the last command')
+        if read_distortion(found['camera_info']) is not None:
+            raise ValueError('camera_info has lens distortion, expected rectified images')
         labels = lb.combine_masks(read_mask(found['object_mask']), read_mask(found['actor_mask']))
         pose = self._state['camera_pose'].pose
         p, q = pose.position, pose.orientation
@@ -110,7 +113,12 @@ class TopicRobot:
         """Command one step, and wait until the hand reports where it is."""
         before = _nanoseconds(self._state['hand'])
         self._commands.publish(Float64MultiArray(data=[*map(float, velocity), float(grip)]))
-        self._wait(lambda: _nanoseconds(self._state['hand']) > before, 'the hand after a command')
+
+        def moved() -> bool:
+            hand, gripper = (_nanoseconds(self._state[name]) for name in ('hand', 'gripper'))
+            return hand > before and gripper == hand
+
+        self._wait(moved, 'hand and gripper of one stamp after a command')
 
     def _wait(self, condition: Callable[[], bool], what: str):
         end = time.monotonic() + self._patience
@@ -123,6 +131,8 @@ class TopicRobot:
 def service_planner(client: InteractionClient, task: str) -> Callable[[Observation], np.ndarray]:
     """From an observation to the (T, H, W) label images of the node's best plan."""
 
+    seeds = itertools.count(1)  # another plan for a scene that has not changed
+
     def plan(observation: Observation) -> np.ndarray:
         try:
             received = client.generate(
@@ -130,6 +140,7 @@ def service_planner(client: InteractionClient, task: str) -> Callable[[Observati
                 object_mask=observation.labels == lb.OBJECT,
                 actor_mask=observation.labels == lb.ACTOR,
                 task=task,
+                seed=next(seeds),
                 trajectory_only=True,
             )
         except InteractionError as error:
@@ -169,12 +180,14 @@ def main(arguments: list[str] | None = None) -> int:
             robot = TopicRobot(rclpy.create_node('execute_plans'))
             policy = Planned(service_planner(client, options.task), arm, colour=True)
             rollout = execute(robot, policy, options.steps)
+            robot.observe()  # until then the last step's success has come
+            solved = robot.success
     finally:
         rclpy.try_shutdown()
     for motion, step in zip(rollout.motions, rollout.started, strict=True):
         print(f'step {step}: {motion.kind}, {motion.reason}')
-    print(f'{"solved" if rollout.success else "not solved"} after {rollout.steps} steps')
-    return 0 if rollout.success else 1
+    print(f'{"solved" if solved else "not solved"} after {rollout.steps} steps')
+    return 0 if solved else 1
 
 
 if __name__ == '__main__':

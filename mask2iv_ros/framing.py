@@ -1,7 +1,8 @@
 """Fitting an image of any size into the model's frame, and mapping results back exactly.
 
 The image keeps its aspect ratio, is scaled to fit, and is centred; the rest is padded. Training data, the
-command line and the node all go through this one class, so a model sees at run time what it was trained on.
+command line and the node all go through this one class, so a model sees at run time what it was trained on;
+but for the paper's recipes, whose crop (`with_short_side`) training and evaluation alone know.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class Framing:
         """
         if short_side is None:
             return cls(source, model)
+        if short_side < 1:
+            raise ValueError(f'short_side: expected at least 1 pixel, got {short_side}')
         scale = min(source) / short_side
         size = [min(side, round(wanted * scale)) for side, wanted in zip(source, model, strict=True)]
         corner = [(side - seen) // 2 for side, seen in zip(source, size, strict=True)]

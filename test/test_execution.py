@@ -167,6 +167,14 @@ def test_what_the_plan_does_not_lift_is_pushed_with_closed_fingers_beyond_its_en
     assert motion.waypoints[-1].position[1] > beside[1] + 0.15
 
 
+def test_a_touch_in_the_first_frame_alone_is_a_push(arm):
+    touching = np.add(GRASP, (0, -0.03, 0))
+    labels = np.array([draw(touching, BOX), *(draw(np.add(START, (0, 0, 0.01 * t)), BOX) for t in range(7))])
+    motion = plan_hand_motion(observe(touching, BOX), labels, arm)
+    assert motion.kind == 'push', motion
+    assert motion.waypoints
+
+
 def test_an_arm_that_rises_alone_carries_nothing(arm):
     labels = plan(START, GRASP, np.add(GRASP, (0, 0, 0.15)))
     assert plan_hand_motion(observe(START, BOX), labels, arm).kind != 'grasp'
@@ -273,6 +281,25 @@ def test_a_stuck_hand_plans_again_at_most_five_times(arm):
     assert (rollout.success, rollout.steps) == (False, 150)
     assert len(rollout.motions) == cart.looked == 1 + MAX_REPLANS == 6
     assert rollout.started[1] == STUCK_STEPS + 1
+
+
+def test_what_is_held_stays_held_while_the_hand_looks_again():
+    held = []
+
+    class Policy:
+        gripper, colour = GRIPPER, False
+        kinds = iter(('grasp', 'none', 'carry', 'none', 'none', 'none'))
+
+        def __call__(self, observation, holding):
+            held.append(holding)
+            kind = next(self.kinds)
+            here = [Waypoint(observation.hand, 1.0)]
+            return HandMotion(kind, [] if kind == 'none' else here, '')
+
+    cart = Cart()
+    cart.opening = 0.6  # something is between the fingers
+    execute(cart, Policy(), max_steps=120)
+    assert held[:3] == [False, True, True]
 
 
 @pytest.fixture(scope='module')

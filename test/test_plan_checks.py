@@ -131,3 +131,9 @@ def test_limits_that_make_no_sense_are_named():
         check_plan(plan(), SIZE, PlanLimits(workspace=((1, 1, 1), (0, 0, 0))), POINTS)
     with pytest.raises(ValueError, match=r'points: expected \(6, 3\)'):
         check_plan(plan(), SIZE, PlanLimits(), POINTS[:3])
+
+
+def test_a_spread_that_cannot_be_told_without_paths_fails():
+    limits = PlanLimits(max_spread=0.001)
+    assert 'max_spread' in failed(plan(), SIZE, limits, samples=[plan(), plan(shift=5)])['path']
+    assert 'path' not in failed(plan(), SIZE, limits)  # one sample cannot disagree

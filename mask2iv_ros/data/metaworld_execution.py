@@ -92,6 +92,7 @@ class ExecutionScene:
     def step(self, velocity: np.ndarray, grip: float):
         """Move the hand by a command (3,) in [-1, 1] (1 is 1 cm) with a gripper effort in [-1, 1]."""
         action = np.clip(np.append(velocity, grip), -1, 1).astype(np.float32)
+        self.scene.env.curr_path_length = 0  # Meta-World refuses more than 500 steps
         self._felt, _, _, _, info = self.scene.env.step(action)
         self.steps += 1
         self.success |= info['success'] > 0

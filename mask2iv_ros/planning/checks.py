@@ -115,7 +115,8 @@ def check_plan(
         _add_limit(add, 'agreement in the image', spread, limits.max_spread_pixels,
                    f'of the diagonal between {len(samples)} samples, in frame')  # fmt: skip
 
-    asked = [name for name in ('workspace', 'max_speed', 'max_step') if getattr(limits, name) is not None]
+    names = ('workspace', 'max_speed', 'max_step') + (('max_spread',) if len(samples) > 1 else ())
+    asked = [name for name in names if getattr(limits, name) is not None]
     if points is None:
         if asked:
             add('path', False, f'there is no 3-D path to hold against {", ".join(asked)}')

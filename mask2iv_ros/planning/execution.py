@@ -330,7 +330,7 @@ def _take(cloud: np.ndarray, tip: np.ndarray, gripper: Gripper) -> list[Waypoint
 def _push(hands, motion, gripper, details) -> HandMotion:
     """Go the hand's own way, and somewhat farther: contact gives way, and buttons end with a stop."""
     last = np.flatnonzero(motion.phases == INTERACT)[-1]
-    path = hands[1 : last + 1]
+    path = hands[1 : max(last, 1) + 1]  # a plan may touch in frame 0 alone
     ahead = hands[last] - hands[max(motion.contact_frame - 1, 0)]
     ahead /= max(np.linalg.norm(ahead), 1e-9)
     path = np.clip(

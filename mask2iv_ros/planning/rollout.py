@@ -97,7 +97,7 @@ def execute(
         again = controller is None or controller.done or controller.stuck
         if again and len(rollout.motions) <= MAX_REPLANS:
             seen = robot.observe(policy.colour)
-            before = rollout.motions[-1].kind if rollout.motions else ''
+            before = next((m.kind for m in reversed(rollout.motions) if m.kind != 'none'), '')
             holding = before in ('grasp', 'carry') and grip > 0 and robot.opening > policy.gripper.empty
             if ((seen.labels == lb.OBJECT) | (seen.labels == lb.PART)).any():
                 motion = policy(seen, holding)

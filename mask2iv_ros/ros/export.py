@@ -45,6 +45,12 @@ def export_plans(plans: list[tuple[str, Plan, Observation]], root: Path, name: s
     return path, episodes
 
 
+def _camera(observation: Observation) -> Camera | None:
+    """The calibration, of a camera without distortion: datasets have no place for it."""
+    geometry = observation.geometry
+    return None if geometry is None or geometry.distortion is not None else Camera(geometry.intrinsics)
+
+
 def _clip(plan_id: str, plan: Plan, observation: Observation) -> InteractionClip:
     if plan.frames is None:
         raise ExportError('NO_VIDEO', f'plan {plan_id} has no video; generate it without trajectory_only')
@@ -52,7 +58,7 @@ def _clip(plan_id: str, plan: Plan, observation: Observation) -> InteractionClip
     return plan_to_clip(
         plan,
         observation.request,
-        None if observation.geometry is None else Camera(observation.geometry.intrinsics),
+        _camera(observation),
         {
             'plan_id': plan_id,
             'observed_at': stamp.sec + stamp.nanosec * 1e-9,

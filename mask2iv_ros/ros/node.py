@@ -21,6 +21,7 @@ from dataclasses import fields
 from functools import partial, wraps
 from pathlib import Path
 
+import numpy as np
 import rclpy
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -46,8 +47,8 @@ from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import Header
 
 from mask2iv_ros.action import GenerateInteraction as GenerateAction
-from mask2iv_ros.msg import InteractionRequest
-from mask2iv_ros.planning.request import InvalidRequest
+from mask2iv_ros.msg import InteractionPlan, InteractionRequest
+from mask2iv_ros.planning.request import InvalidRequest, Plan
 from mask2iv_ros.ros.conversions import write_image
 from mask2iv_ros.ros.export import ExportError, export_plans
 from mask2iv_ros.ros.frames import Frames
@@ -461,7 +462,11 @@ class Mask2IVNode(LifecycleNode):
             f'best score {plan.score:.2f}' + (f', {failing} fail their checks' if failing else '')
         )
         if self._state == 'active':  # after the answer, which the caller waits for
-            self.executor.create_task(self._player.play, plan, message, job.observation.request.frame)
+            self.executor.create_task(self._play, plan, message, job.observation.request.frame)
+
+    def _play(self, plan: Plan, message: InteractionPlan, observed: np.ndarray):
+        if self._state == 'active':  # still
+            self._player.play(plan, message, observed)
 
     @staticmethod
     def _fill(result, outcome: Outcome):

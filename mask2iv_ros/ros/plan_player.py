@@ -33,7 +33,7 @@ class PlanPlayer:
 
     def __init__(self, node: LifecycleNode):
         self._node = node
-        self._show_next = self.stop
+        self._show_next = lambda: None
         # Not the node's clock: under `use_sim_time` it stands still while a recording is paused. One timer
         # for all plans: rclpy's callback group keeps a reference of each that was ever made.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -88,5 +88,6 @@ class PlanPlayer:
                 out.publish(write(pixels, header=header))
 
     def stop(self):
-        """End the plan that plays, if one does."""
+        """End the plan that plays, if one does, and forget it."""
         self._timer.cancel()
+        self._show_next = lambda: None

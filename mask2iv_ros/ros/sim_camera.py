@@ -109,21 +109,28 @@ class SimCamera(Node):
             self._camera_publishers[name].publish(message)
 
 
-def main(args: list[str] | None = None) -> int:
-    """Run the camera until SIGINT or SIGTERM. Returns the exit status."""
+def run(kind: type[Node], args: list[str] | None = None) -> int:
+    """Run a simulated node until SIGINT or SIGTERM. Returns the exit status, 2 for a wrong parameter."""
     use_large_shared_memory()
     rclpy.init(args=args)
     try:
-        rclpy.spin(SimCamera())
+        try:
+            node = kind()
+        except (ParameterException, ValueError) as error:
+            rclpy.logging.get_logger(kind.__name__).fatal(f'A parameter has a wrong value: {error}')
+            return 2
+        rclpy.spin(node)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
-    except (ParameterException, ValueError) as error:
-        rclpy.logging.get_logger('sim_camera').fatal(f'A parameter has a wrong value: {error}')
-        return 2
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would hit MuJoCo's clean-up
         rclpy.try_shutdown()
     return 0
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the camera until SIGINT or SIGTERM. Returns the exit status."""
+    return run(SimCamera, args)
 
 
 if __name__ == '__main__':

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 
 import numpy as np
-import rclpy
 from geometry_msgs.msg import PoseStamped
-from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from scipy.spatial.transform import Rotation
@@ -19,8 +15,7 @@ from std_msgs.msg import Bool, Float64MultiArray, Header
 from mask2iv_ros.data.metaworld import TASKS
 from mask2iv_ros.data.metaworld_execution import FIRST_SEED, PUBLISHED_CAMERAS, ExecutionScene
 from mask2iv_ros.ros.parameters import Row, declare_parameters
-from mask2iv_ros.ros.sim_camera import camera_messages, camera_publishers
-from mask2iv_ros.ros.transport import use_large_shared_memory
+from mask2iv_ros.ros.sim_camera import camera_messages, camera_publishers, run
 
 WORLD = 'world'
 #: Keeps the newest message for those who come later.
@@ -31,7 +26,13 @@ TABLE = (
     Row('seed', 0, 'Number of the scene: placement of the object.', limits=(0, 99_999), read_only=True),
     Row('width', 320, 'Pixels.', limits=(16, 4096), read_only=True),
     Row('height', 240, 'Pixels.', limits=(16, 4096), read_only=True),
-    Row('rate', 2.0, 'Images a second; drawing them stops the robot meanwhile.', limits=(0.1, 100.0)),
+    Row(
+        'rate',
+        2.0,
+        'Images a second; drawing them stops the robot meanwhile.',
+        limits=(0.1, 100.0),
+        read_only=True,
+    ),
     Row('frame_id', 'sim_camera_optical_frame', 'Frame of the images.', read_only=True),
 )
 
@@ -104,19 +105,7 @@ class SimRobot(Node):
 
 def main(args: list[str] | None = None) -> int:
     """Run the robot until SIGINT or SIGTERM. Returns the exit status."""
-    use_large_shared_memory()
-    rclpy.init(args=args)
-    try:
-        rclpy.spin(SimRobot())
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except (ParameterException, ValueError) as error:
-        rclpy.logging.get_logger('sim_robot').fatal(f'A parameter has a wrong value: {error}')
-        return 2
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would hit MuJoCo's clean-up
-        rclpy.try_shutdown()
-    return 0
+    return run(SimRobot, args)
 
 
 if __name__ == '__main__':

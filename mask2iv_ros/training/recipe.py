@@ -141,6 +141,9 @@ class Recipe:
             )
         if ('unet' in self.config) != ('image_projector' in self.config):
             raise ValueError(f'{config}: expected unet and image_projector, or neither')
+        short_side = self.config.get('short_side', 1)
+        if not isinstance(short_side, int) or short_side < 1:
+            raise ValueError(f'{config}: short_side: expected a whole number of pixels, got {short_side!r}')
         self.init = self._model_folder(init) if init else None
         if self.init:
             defaults = {key: self._index[key] for key in ('sample_size', 'num_frames')}

@@ -60,12 +60,12 @@ def test_an_observation_shows_the_scene_after_the_last_command(robot):
 
 
 def test_a_command_that_is_none_is_named_and_moves_nothing(robot, simulation, peer):
-    before = robot.hand
+    before = robot.observe().hand
     publisher = peer.node.create_publisher(Float64MultiArray, 'commands', 10)
     peer.spin_until(publisher.get_subscription_count)
     publisher.publish(Float64MultiArray(data=[1.0, float('nan'), 0.0, 0.0]))
     simulation.wait_for('commands: expected 4 finite numbers')
-    np.testing.assert_array_equal(robot.hand, before)
+    np.testing.assert_array_equal(robot.observe().hand, before)
 
 
 def test_plans_of_the_node_are_executed(robot, start_node, tiny_model):

@@ -68,6 +68,7 @@ def test_plans_are_of_the_moment_that_the_recording_shows(player, client):
         while not playing.done():
             plans.append(client.generate(task='open the drawer'))
     playing.result()
+    plans.append(client.generate(task='open the drawer'))  # a slow machine may have made none near the end
     seen = [nanoseconds(plan.message) for plan in plans]
     assert set(seen) <= set(stamps)
     assert seen == sorted(seen)
