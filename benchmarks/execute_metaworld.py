@@ -11,7 +11,8 @@ camera's first episode the arm moves about in front of it, in a scene that is no
 robot learns what it looks like (`ArmAppearance`): `--poses` of them, kept in OUT.
 
 OUT/ROW.jsonl has a line an episode: success, steps, what was planned, and the cause of a failure, which is
-told from the simulator's state, as nothing that is executed is. A hand or an object that the expert itself
+told from the simulator's state, as nothing that is executed is; of `trajectory` also model and denoising
+steps, and a run with other ones needs another OUT. A hand or an object that the expert itself
 does not bring to success is counted as a failure like any other; `expert` says so.
 """
 
@@ -21,6 +22,7 @@ import argparse
 import atexit
 import json
 import multiprocessing
+import os
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -47,6 +49,7 @@ ROWS = ('oracle', 'trajectory', 'random')
 PUBLISHED = {'AVDC': 43.1, 'BC-Scratch': 16.2, 'BC-R3M': 15.4, 'UniPi': 6.1}
 LIFTED, MOVED = 0.03, 0.01  #: metres, for causes of failure
 RESULTS = Path(__file__).parent / 'results' / 'execute_metaworld'
+STEPS = 4  #: of the model's denoising, if nothing else is said
 VIDEO_EVERY = 5  #: control steps between two frames
 
 
@@ -154,6 +157,8 @@ def play(out: Path, row: str, task: str, camera: str, seed: int, model: str, ste
         'wanted': (wanted - start).round(3).tolist(),
         'seconds': round(time.perf_counter() - begin, 2),
     }
+    if row == 'trajectory':
+        line |= model_used(model, steps)
     if frames:
         name = f'{row}_{task}_{camera}_{seed}_{"solved" if rollout.success else "failed"}.mp4'
         (out / 'videos').mkdir(exist_ok=True)
@@ -172,14 +177,18 @@ def _picture(scene: ExecutionScene, policy, number: int) -> np.ndarray:
 def run(args) -> None:
     out, row = args.out, args.row
     out.mkdir(parents=True, exist_ok=True)
+    lines = read_lines(out / f'{row}.jsonl')
+    if row == 'trajectory':
+        refuse_another_model(lines, model_used(args.model, args.steps))
     for camera in args.cameras:
         path = out / f'arm_{camera}.npz'
         if row != 'random' and not path.exists():
             print(f'{camera}: the arm moves about to learn what it looks like', flush=True)
             arm = ArmAppearance.fit(*ExecutionScene('pick-place', camera).move_about(args.poses))
-            arm.save(path)
+            part = out / f'arm_{camera}.part.npz'  # a run that is killed leaves no half of an arm
+            arm.save(part)
+            part.replace(path)
             print(f'{camera}: error {np.linalg.norm(arm.error) * 100:.1f} cm on poses left out', flush=True)
-    lines = read_lines(out / f'{row}.jsonl')
     done = {(line['task'], line['camera'], line['seed'] - FIRST_SEED) for line in lines}
     jobs = [
         (task, camera, seed)
@@ -189,6 +198,7 @@ def run(args) -> None:
         if (task, camera, seed) not in done
     ]
     options = [(out, row, *job, args.model, args.steps, job[2] < args.videos) for job in jobs]
+    drop_cut_off_line(out / f'{row}.jsonl')
     with (out / f'{row}.jsonl').open('a') as file, tqdm(total=len(jobs), desc=row, unit='episode') as bar:
 
         def keep(line):
@@ -206,13 +216,35 @@ def run(args) -> None:
                 keep(line)
 
 
+def model_used(model: str, steps: int) -> dict:
+    """What a line of `trajectory` says of its model; '' is the embedded one."""
+    return {'model': str(Path(model).expanduser().resolve()) if model else '', 'denoising_steps': steps}
+
+
+def refuse_another_model(lines: list[dict], wanted: dict) -> None:
+    """Raise ValueError if some of the lines are of another model; lines that say none are of the default."""
+    for line in lines:
+        there = {key: line.get(key, value) for key, value in model_used('', STEPS).items()}
+        if there != wanted:
+            said, asked = (
+                f'{used["model"] or "the embedded model"} with {used["denoising_steps"]} steps'
+                for used in (there, wanted)
+            )
+            raise ValueError(f'OUT has episodes of {said}, asked for is {asked}: give another OUT')
+
+
 def read_lines(path: Path) -> list[dict]:
-    """Episodes that are there; a last line that was cut off is dropped from the file."""
+    """Episodes that are there, without a last line that is cut off or still being written."""
     if not path.exists():
         return []
-    whole = [text for text in path.read_text().splitlines(keepends=True) if text.endswith('\n')]
-    path.write_text(''.join(whole))
-    return [json.loads(text) for text in whole]
+    return [json.loads(text) for text in path.read_text().split('\n')[:-1]]
+
+
+def drop_cut_off_line(path: Path) -> None:
+    """Cut off what a run that was killed left of a last line: the next would be appended to it."""
+    text = path.read_bytes() if path.exists() else b''
+    if text and not text.endswith(b'\n'):
+        os.truncate(path, text.rfind(b'\n') + 1)
 
 
 def wilson(solved: int, count: int) -> tuple[float, float]:
@@ -237,7 +269,12 @@ def summary(lines: list[dict]) -> dict:
     def of(**wanted):
         return share([line for line in lines if all(line[k] == v for k, v in wanted.items())])
 
-    cells = {task: {camera: of(task=task, camera=camera) for camera in cameras} for task in tasks}
+    played = {(line['task'], line['camera']) for line in lines}  # not all, if a run was stopped
+    cells = {
+        task: {camera: of(task=task, camera=camera) for camera in cameras if (task, camera) in played}
+        for task in tasks
+    }
+    steps = [line['steps'] for line in lines if line['success']]
     return {
         'mean': float(np.mean([cell['success'] for row in cells.values() for cell in row.values()])),
         'all': share(lines),
@@ -250,7 +287,7 @@ def summary(lines: list[dict]) -> dict:
             for task in tasks
         },
         'plans an episode': float(np.mean([len(line['plans']) for line in lines])),
-        'steps of solved episodes': float(np.mean([x['steps'] for x in lines if x['success']] or [np.nan])),
+        'steps of solved episodes': float(np.mean(steps)) if steps else None,
         'seconds an episode': float(np.mean([line['seconds'] for line in lines])),
     }
 
@@ -330,12 +367,12 @@ def main() -> None:
     parser.add_argument('--cameras', nargs='+', default=list(PUBLISHED_CAMERAS), choices=PUBLISHED_CAMERAS)
     parser.add_argument('--processes', type=int, default=1)
     parser.add_argument('--videos', type=int, default=0, help='film the first so many seeds')
-    parser.add_argument('--poses', type=int, default=2200, help='of the arm, to learn what it looks like')
-    parser.add_argument('--model', default='', help='folder of a model; the embedded one if left out')
-    parser.add_argument('--steps', type=int, default=4, help='denoising steps of the model')
     parser.add_argument(
-        '--results', type=Path, default=Path(__file__).parent / 'results' / 'execute_metaworld'
+        '--poses', type=int, default=2200, help='of the arm, to learn how it looks, if OUT has no arm_*.npz'
     )
+    parser.add_argument('--model', default='', help='folder of a model; the embedded one if left out')
+    parser.add_argument('--steps', type=int, default=STEPS, help='denoising steps of the model')
+    parser.add_argument('--results', type=Path, default=RESULTS, help='result files, without their ending')
     args = parser.parse_args()
     if not args.row and not args.table:
         parser.error('give --row, --table, or both')

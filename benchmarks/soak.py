@@ -73,9 +73,9 @@ def ask(client: InteractionClient, number: int) -> str:
     """One request; returns what became of it."""
     if number % 50 == 0:
         with subprocess.Popen([sys.executable, '-c', ASK_AND_HANG], stdout=subprocess.PIPE) as process:
-            process.stdout.readline()
+            said = process.stdout.readline()
             process.kill()
-        return 'client killed'
+        return 'client killed' if said == b'asked\n' else 'client died before it asked'
     fields = {'task': 'open the drawer', 'trajectory_only': True, 'num_inference_steps': 2}
     if number % 25 == 0:
         try:
@@ -159,6 +159,8 @@ def main():
     parser.add_argument('--model', default='', help='folder of a model; empty: the embedded one')
     parser.add_argument('--output', type=Path, default=RESULTS, help='folder for soak.json and soak.png')
     options = parser.parse_args()
+    if options.requests <= WARM_UP:
+        parser.error(f'--requests {options.requests}: more than the {WARM_UP} of the warm-up are needed')
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

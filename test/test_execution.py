@@ -330,6 +330,7 @@ def test_true_plans_solve_a_real_episode(rows):
     (line,) = [json.loads(text) for text in (rows / 'oracle.jsonl').read_text().splitlines()]
     assert line['success'], line
     assert line['cause'] is None
+    assert [path.name for path in rows.glob('*.npz')] == ['arm_corner2.npz']
 
 
 def test_a_stopped_benchmark_goes_on(benchmark, rows):
@@ -341,6 +342,44 @@ def test_a_stopped_benchmark_goes_on(benchmark, rows):
     lines = file.read_text().splitlines()
     assert lines[0] + '\n' == first
     assert [json.loads(line)['seed'] - json.loads(lines[0])['seed'] for line in lines] == [0, 1]
+
+
+def test_episodes_of_another_model_are_refused(benchmark, tmp_path):
+    kept = {'task': 'handle-press', 'camera': 'corner2', 'seed': benchmark.FIRST_SEED}
+    file = tmp_path / 'trajectory.jsonl'
+    (tmp_path / 'arm_corner2.npz').touch()
+    args = arguments(tmp_path, 'trajectory')
+    for line in (kept, kept | benchmark.model_used('', 4)):  # a line without a model is of the embedded one
+        file.write_text(json.dumps(line) + '\n')
+        args.model, args.steps = '', 4
+        benchmark.run(args)
+        args.model = 'B'
+        with pytest.raises(ValueError, match=r'embedded model with 4 steps, asked for is /[^ ]+/B with 4'):
+            benchmark.run(args)
+        args.model, args.steps = '', 5
+        with pytest.raises(ValueError, match='with 5 steps'):
+            benchmark.run(args)
+
+
+def test_the_table_leaves_a_line_that_is_being_written(benchmark, rows, tmp_path):
+    text = (rows / 'oracle.jsonl').read_text() + '{"task": "handle-pr'
+    (tmp_path / 'oracle.jsonl').write_text(text)
+    benchmark.write_table(tmp_path, tmp_path / 'table')
+    assert (tmp_path / 'oracle.jsonl').read_text() == text
+
+
+def test_a_row_stopped_mid_grid_without_success_has_a_table(benchmark, tmp_path):
+    line = {'seed': 0, 'success': False, 'steps': 500, 'plans': []}
+    line |= {'expert': True, 'seconds': 1, 'cause': 'no plan'}
+    cells = [('door-open', 'corner'), ('door-open', 'corner2'), ('handle-press', 'corner')]
+    lines = [json.dumps({'task': task, 'camera': camera, **line}) for task, camera in cells]
+    (tmp_path / 'random.jsonl').write_text('\n'.join(lines) + '\n')
+    benchmark.write_table(tmp_path, tmp_path / 'table')
+    text = (tmp_path / 'table.json').read_text()
+    found = json.loads(text)['rows']['random']
+    assert found['mean'] == 0
+    assert set(found['cells']['handle-press']) == {'corner'}
+    assert 'NaN' not in text
 
 
 def test_the_table_says_success_and_causes(benchmark, rows, tmp_path):
