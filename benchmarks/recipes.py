@@ -206,7 +206,7 @@ def write_table(out: Path, results: Path) -> dict:
             raise ValueError(f'{split}: rows were evaluated on different clips: {digests}')
         if reports:
             splits[split] = compare_split(out, split, reports)
-    report = {'trainings': trainings, 'splits': splits}
+    report = {'trainings': trainings, 'splits': splits, 'differences': differences(out, list(splits), rows)}
     results.parent.mkdir(parents=True, exist_ok=True)
     results.with_suffix('.json').write_text(json.dumps(report, indent=1) + '\n')
     results.with_suffix('.md').write_text(markdown(report))
@@ -241,17 +241,6 @@ def compare_split(out: Path, split: str, reports: dict[str, dict]) -> dict:
             scores = {**summary.get(control, {}), **summary.get(f'{control} masks', {})}
             if scores:
                 rows[f'{row}, {control}'] = scores
-    differences = {}
-    for other, control in PAIRS:
-        if {'ours', other} <= reports.keys():
-            ours, its = (clip_scores(out / row / 'evaluation', split, control) for row in ('ours', other))
-            found = {
-                metric: mean_and_interval(np.array([ours[c][metric] - its[c][metric] for c in clips]))
-                for metric in METRICS
-                if (clips := [c for c in ours if metric in ours[c] and metric in its.get(c, {})])
-            }
-            if found:
-                differences[f'ours - {other}, {control}'] = found
     return {
         'clips': first['clips'],
         'moving_clips': first['moving_clips'],
@@ -259,8 +248,25 @@ def compare_split(out: Path, split: str, reports: dict[str, dict]) -> dict:
         'test_digest': first['test_digest'],
         'sampling': {row: report['models'][row] for row, report in reports.items()},
         'rows': rows,
-        'differences': differences,
+        'differences': differences(out, [split], list(reports)),
     }
+
+
+def differences(out: Path, splits: list[str], rows: list[str]) -> dict:
+    """{'ours - row, control': {metric: mean and interval over the clips of `splits`, clip by clip}}."""
+    found = {}
+    for other, control in PAIRS:
+        values: dict[str, list[float]] = {}
+        for split in splits if {'ours', other} <= set(rows) else ():
+            ours, its = (clip_scores(out / row / 'evaluation', split, control) for row in ('ours', other))
+            for clip in ours.keys() & its.keys():
+                for metric in METRICS:
+                    if metric in ours[clip] and metric in its[clip]:
+                        values.setdefault(metric, []).append(ours[clip][metric] - its[clip][metric])
+        if values:
+            means = {metric: mean_and_interval(np.array(found)) for metric, found in values.items()}
+            found[f'ours - {other}, {control}'] = means
+    return found
 
 
 def clip_scores(folder: Path, split: str, control: str) -> dict[int, dict[str, float]]:
@@ -292,6 +298,9 @@ def markdown(report: dict) -> str:
         lines += table('row, control', found['rows'], METRICS)
         if found['differences']:
             lines += table('difference a clip', found['differences'], METRICS)
+    if report['differences']:
+        lines += ['', '## Differences over the clips of all splits']
+        lines += table('difference a clip', report['differences'], METRICS)
     return '\n'.join(lines) + '\n'
 
 
