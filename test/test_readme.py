@@ -158,3 +158,28 @@ def test_executed_plans_are_those_of_the_result_file():
     for name, (solved, episodes) in told.items():
         assert solved == round(rows[names[name]]['mean'])
         assert episodes == rows[names[name]]['all']['episodes']
+
+
+def test_recipes_are_compared_as_in_the_result_file():
+    found = json.loads((ROOT / 'benchmarks/results/recipes.json').read_text())['differences']
+    names = {
+        "the paper's recipe, told the text": 'ours - paper, text',
+        "the paper's recipe, told the goal": 'ours - paper_goal, goal',
+        "the paper's stage 2, shown the true masks": 'ours - paper, oracle masks',
+        'one stage without masks, told the text': 'ours - one_stage, text',
+    }
+    section = README.split('| ours against |')[1].split('\n\n')[0]
+    for name, key in names.items():
+        (row,) = [line for line in section.splitlines() if line.startswith(f'| {name} |')]
+        told = [[float(x) for x in re.findall(r'[+-]?\d+\.\d', cell)] for cell in row.split('|')[2:4]]
+        for numbers, metric, factor in zip(told, ('object_iou', 'psnr'), (100, 1), strict=True):
+            value = found[key].get(metric)
+            expected = [] if value is None else [value[part] * factor for part in ('mean', 'low', 'high')]
+            assert numbers == pytest.approx(expected, abs=0.051)
+
+
+def test_training_memory_is_that_of_the_result_file():
+    recipes = json.loads((ROOT / 'benchmarks/results/training_cost.json').read_text())['recipes']
+    told = re.search(r'takes ([\d.]+) GiB by LoRA and ([\d.]+) GiB', README).groups()
+    measured = (recipes[name]['peak memory GiB'] for name in ('lora_video', 'hoi4d_video'))
+    assert [float(value) for value in told] == [round(value, 1) for value in measured]
