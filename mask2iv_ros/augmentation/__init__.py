@@ -1,0 +1,1 @@
+"""New demonstrations from recorded ones: other looks or other motion, measured, then written."""
