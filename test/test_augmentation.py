@@ -29,13 +29,16 @@ def tiny_pipeline():
     return build_tiny_pipeline()
 
 
-@pytest.mark.parametrize('length', (5, 21))
+@pytest.mark.parametrize('length', [5, 21])
 def test_same_motion_keeps_all_but_the_pixels(tiny_pipeline, length):
     clip = _clip(length)
     (made,) = SameMotion(tiny_pipeline, _red_object)({'front': clip}, seed=3).values()
-    assert np.array_equal(made.actions, clip.actions) and np.array_equal(made.states, clip.states)
-    assert np.array_equal(made.labels, clip.labels) and made.task == 'push'
-    assert made.frames.shape == clip.frames.shape and made.frames.dtype == np.uint8
+    assert np.array_equal(made.actions, clip.actions)
+    assert np.array_equal(made.states, clip.states)
+    assert np.array_equal(made.labels, clip.labels)
+    assert made.task == 'push'
+    assert made.frames.shape == clip.frames.shape
+    assert made.frames.dtype == np.uint8
     assert np.array_equal(made.frames[0], _red_object(clip.frames[0], clip.labels[0], None))
     assert not np.array_equal(made.frames[1:], clip.frames[1:])
 
@@ -43,7 +46,8 @@ def test_same_motion_keeps_all_but_the_pixels(tiny_pipeline, length):
 def test_same_motion_depends_on_the_seed_alone(tiny_pipeline):
     method, views = SameMotion(tiny_pipeline, _red_object), {'front': _clip(9)}
     first, again, other = (method(views, seed)['front'].frames for seed in (3, 3, 4))
-    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
 
 
 def test_same_motion_needs_masks(tiny_pipeline):
