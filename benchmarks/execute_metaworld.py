@@ -94,7 +94,7 @@ def _pipeline(model: str):
 
 
 def planner(row: str, scene: ExecutionScene, model: str, num_inference_steps: int):
-    """From an observation to (T, H, W) label images."""
+    """From an observation to (T, H, W) label images, or None."""
     if row == 'oracle':
         return lambda _observation: scene.expert_plan()
     from mask2iv_ros.planning.generate import generate_plans
@@ -112,8 +112,8 @@ def planner(row: str, scene: ExecutionScene, model: str, num_inference_steps: in
         )
         try:
             return generate_plans(_pipeline(model), request)[0].labels
-        except InvalidRequest:  # too few pixels for the model: a plan in which nothing moves
-            return np.repeat(observation.labels[None], 2, axis=0)
+        except InvalidRequest:  # too few pixels for the model
+            return None
 
     return plan
 

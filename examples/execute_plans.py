@@ -128,12 +128,12 @@ class TopicRobot:
             self._executor.spin_once(timeout_sec=0.1)
 
 
-def service_planner(client: InteractionClient, task: str) -> Callable[[Observation], np.ndarray]:
-    """From an observation to the (T, H, W) label images of the node's best plan."""
+def service_planner(client: InteractionClient, task: str) -> Callable[[Observation], np.ndarray | None]:
+    """From an observation to the (T, H, W) label images of the node's best plan, or None."""
 
     seeds = itertools.count(1)  # another plan for a scene that has not changed
 
-    def plan(observation: Observation) -> np.ndarray:
+    def plan(observation: Observation) -> np.ndarray | None:
         try:
             received = client.generate(
                 image=observation.frame,
@@ -147,7 +147,7 @@ def service_planner(client: InteractionClient, task: str) -> Callable[[Observati
             if error.name not in ('EMPTY_MASK', 'CHECKS_FAILED'):
                 raise
             print(f'no plan: {error}')
-            return np.repeat(observation.labels[None], 2, axis=0)  # nothing moves
+            return None
         print(f'{received}, {received.message.trajectory_time:.1f} s')
         return received.labels
 

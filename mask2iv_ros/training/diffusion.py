@@ -27,7 +27,7 @@ from mask2iv_ros.training.conditions import (
     draw_conditions,
     goal_variants,
 )
-from mask2iv_ros.training.damage import DamageShares, damage_labels, paper_kernel
+from mask2iv_ros.training.damage import DamageShares, damage_labels
 from mask2iv_ros.training.latents import LatentCache, tensors_id, weights_id
 from mask2iv_ros.training.losses import contact_cells, foreground_cells, loss_weights
 from mask2iv_ros.training.trained_parts import StageModel, count_trained, merge_adapter, select_trained
@@ -90,7 +90,7 @@ class VideoOptions(StageOptions):
 
     Attributes:
         contact_weight: loss weight of the contact band; the paper has 5, and a `foreground_weight` of 1.
-        contact_size: kernel of the contact band, see `paper_kernel`; the paper has 7.
+        contact_size: kernel of the contact band, see `labels.paper_kernel`; the paper has 7.
         damage: what is done to the masks; the fields of `DamageShares`. It comes before `masks`.
         damage_variants: damaged versions of each clip that samples are drawn from.
         predicted_clips: at most so many clips, chosen at random, get masks that stage 1 predicts; these see
@@ -252,7 +252,7 @@ class StageTrainer(ABC):
             'foreground': self.cache.rows('foreground', lambda i: foreground_cells(labels[i], cell), made_of)
         }
         if isinstance(self.options, VideoOptions) and self.options.contact_weight != 1:
-            size = paper_kernel(self.options.contact_size, labels.shape[-2])
+            size = lb.paper_kernel(self.options.contact_size, labels.shape[-2])
             maps['contact'] = self.cache.rows(
                 'contact', lambda i: contact_cells(labels[i], cell, size), f'{made_of} {size}'
             )
