@@ -467,7 +467,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         '--dtype',
         choices=['float32', 'bfloat16'],
-        help='of the weights; float32 on a CPU and bfloat16 on a GPU if left out',
+        help='of the weights; bfloat16 on a GPU and on a CPU with AMX, else float32, if left out',
     )
 
     sub = command(convert, 'convert Mask2IV or DynamiCrafter checkpoints to a diffusers folder')
