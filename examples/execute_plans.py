@@ -30,11 +30,11 @@ from std_msgs.msg import Bool, Float64MultiArray
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.clip import Camera
+from mask2iv_ros.image_messages import read_colour, read_depth, read_distortion, read_intrinsics, read_mask
 from mask2iv_ros.planning.arm_appearance import ArmAppearance
 from mask2iv_ros.planning.execution import Observation
 from mask2iv_ros.planning.rollout import MAX_STEPS, Planned, execute
 from mask2iv_ros.ros.client import InteractionClient, InteractionError
-from mask2iv_ros.ros.conversions import read_colour, read_depth, read_distortion, read_intrinsics, read_mask
 from mask2iv_ros.ros.sim_camera import TOPICS
 from mask2iv_ros.ros.sim_robot import LATCHED
 from mask2iv_ros.ros.transport import use_large_shared_memory
