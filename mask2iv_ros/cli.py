@@ -18,7 +18,7 @@ from mask2iv_ros.resources import config_path
 #: wait for each other, and on a busy machine stall: `generate` took five times the CPU time.
 ENVIRONMENT = {'HF_HUB_OFFLINE': '1', 'TRANSFORMERS_OFFLINE': '1', 'OMP_WAIT_POLICY': 'PASSIVE'}
 
-SOURCE_HELP = 'folder of LeRobot v3, BridgeData V2, HOI4D or a prepared benchmark, or HDF5 file(s)'
+SOURCE_HELP = 'folder of LeRobot v3, BridgeData V2, HOI4D, rosbag2 or a prepared benchmark, or HDF5 file(s)'
 
 
 def read_image(path: Path):
@@ -184,7 +184,8 @@ def import_(args: argparse.Namespace) -> None:
     from mask2iv_ros.data.episodes import open_dataset
     from mask2iv_ros.data.transfer import copy_episodes
 
-    options = {'split': args.split, 'orientation': args.orientation, 'standard_jpeg': args.standard_jpeg}
+    names = ('split', 'orientation', 'standard_jpeg', 'contract')
+    options = {name: getattr(args, name) for name in names}
     reader = open_dataset(args.source, **{key: value for key, value in options.items() if value})
     skipped = [] if args.skip_bad else None
     count = copy_episodes(reader, args.out, args.cameras, args.depth, args.task, skipped=skipped)
@@ -381,6 +382,9 @@ def build_parser() -> argparse.ArgumentParser:
         '--orientation',
         choices=['upright', 'opengl', 'rotated'],
         help='HDF5: how images are stored, where the file does not tell it right',
+    )
+    sub.add_argument(
+        '--contract', type=Path, help='rosbag2: YAML file of its topics, see config/recording.yaml'
     )
     sub.add_argument(
         '--standard-jpeg', action='store_true', help='ALOHA: JPEGs with right colours in a viewer'
