@@ -123,14 +123,14 @@ class Timeline:
     dropped: Counter = field(default_factory=Counter)
 
     def sample(self, contract: Contract) -> None:
-        """Fill in `picked`, `times`, `dropped`; ValueError if a topic has no message, or too few frames do."""
+        """Fill in `picked`, `times`, `dropped`. ValueError for a topic without message, or too few frames."""
         for topic in contract.topics:
             if not len(self.arrived.get(topic, ())):
                 raise ValueError(f'no message on {topic}')
         start = max(self.arrived[topic][0] for topic in contract.sampled)
         end = max(self.arrived[camera.image][-1] for camera in contract.cameras.values())
-        ticks = start + np.arange(int((end - start) * contract.fps / 1e9) + 1) * 1e9 / contract.fps
-        ticks = ticks.round().astype(np.int64)
+        count = int((end - start) * contract.fps / 1e9) + 1
+        ticks = start + (np.arange(count) * (1e9 / contract.fps)).round().astype(np.int64)
         kept = np.ones(len(ticks), bool)
         for topic in contract.sampled:
             self.picked[topic] = np.searchsorted(self.arrived[topic], ticks, side='right') - 1
