@@ -325,7 +325,7 @@ class RosbagReader(EpisodeReader):
         with self._open(index) as recording:
             connections = [c for c in recording.connections if c.topic in found]
             for connection, arrived, data in recording.messages(connections) if connections else ():
-                stamp = _stamp(data) if _has_header(connection.msgtype) else arrived
+                stamp = read_stamp(data) if has_stamp(connection.msgtype) else arrived
                 found[connection.topic].append((arrived, stamp))
         times = {topic: np.array(values, np.int64).reshape(-1, 2) for topic, values in found.items()}
         return Timeline(
@@ -349,11 +349,12 @@ class RosbagReader(EpisodeReader):
         return found
 
 
-def _has_header(kind: str) -> bool:
+def has_stamp(kind: str) -> bool:
+    """Whether stamps of messages of this type are looked at."""
     return kind in ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 
 
-def _stamp(data: bytes) -> int:
+def read_stamp(data: bytes) -> int:
     """Nanoseconds in the header that a serialised message begins with (CDR: 4 bytes that tell the order)."""
     seconds, nanoseconds = struct.unpack_from('<iI' if data[1] & 1 else '>iI', data, 4)
     return seconds * 10**9 + nanoseconds
