@@ -98,6 +98,28 @@ def train(args: argparse.Namespace) -> None:
         recipe.state.print(f'model: {model}')
 
 
+def train_inverse_dynamics(args: argparse.Namespace) -> None:
+    from mask2iv_ros.data.episodes import open_dataset
+    from mask2iv_ros.training import inverse_dynamics as training
+
+    options = training.InverseDynamicsOptions(
+        steps=args.steps, chunk=args.chunk, sample_size=tuple(args.size), seed=args.seed
+    )
+    reader = open_dataset(args.data)
+    report = training.train_inverse_dynamics(reader, args.out, args.cameras, options, args.max_minutes)
+    if report is None:
+        print('stopped before its schedule ended; the same command continues it')
+        return
+    if args.generate:
+        from mask2iv_ros.augmentation.same_motion import SameMotion
+        from mask2iv_ros.pipelines.loading import load_pipeline
+
+        method = SameMotion(load_pipeline(args.model), lambda frame, labels, rng: frame)
+        report = training.add_generated_errors(args.out, reader, args.generate, method)
+    print(training.report_table(report))
+    print(f'{args.out}: model and {training.REPORT}')
+
+
 def generate(args: argparse.Namespace) -> None:
     from mask2iv_ros.pipelines.loading import load_pipeline
     from mask2iv_ros.planning.assess import check_plans
@@ -294,9 +316,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--version', action='version', version=mask2iv_ros.__version__)
     commands = parser.add_subparsers(title='commands', required=True, metavar='COMMAND')
 
-    def command(function, text: str) -> argparse.ArgumentParser:
+    def command(function, text: str, name: str = '') -> argparse.ArgumentParser:
         sub = commands.add_parser(
-            function.__name__.rstrip('_'),
+            name or function.__name__.rstrip('_'),
             help=text,
             description=text,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -363,6 +385,29 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         '--max-minutes', type=float, help='stop after the step in which it ends; the same command continues'
     )
+
+    sub = command(
+        train_inverse_dynamics,
+        'learn which actions belong to what is seen, from a dataset that has actions',
+        'train inverse-dynamics',
+    )
+    sub.add_argument('data', type=Path, help=SOURCE_HELP)
+    sub.add_argument('out', type=Path, help='folder for model and report; a stopped run is continued')
+    sub.add_argument('--cameras', nargs='+', help='cameras to look through; all with masks if left out')
+    sub.add_argument('--steps', type=int, default=3000, help='optimiser steps')
+    sub.add_argument('--chunk', type=int, default=4, help='frames from the first to the second of a pair')
+    sub.add_argument(
+        '--size', type=int, nargs=2, default=(64, 80), metavar=('HEIGHT', 'WIDTH'), help='pixels it looks at'
+    )
+    sub.add_argument('--seed', type=int, default=0, help='of weights and batches')
+    sub.add_argument(
+        '--max-minutes', type=float, help='stop after the step in which it ends; the same command continues'
+    )
+    sub.add_argument(
+        '--generate', type=int, default=0, metavar='EPISODES',
+        help='also measure it on so many held-out episodes as a model films them again',
+    )  # fmt: skip
+    sub.add_argument('--model', default='', help='model folder for --generate; empty: the embedded one')
 
     sub = command(prepare, "make one of the paper's two benchmarks: clips, captions and splits in a manifest")
     sub.add_argument('benchmark', choices=['hoi4d', 'bridge'], help='which')
@@ -497,10 +542,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+#: Commands of two words; a folder of data that is called so is given as ./inverse-dynamics.
+TWO_WORDS = ('train inverse-dynamics',)
+
+
+def _joined(argv: list[str]) -> list[str]:
+    """The arguments with a command of two words as one."""
+    first = ' '.join(argv[:2])
+    return [first, *argv[2:]] if first in TWO_WORDS else list(argv)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status. Errors a user can act on are one line on stderr."""
     os.environ.update({key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()})
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
     try:
         args.function(args)
     except KeyboardInterrupt:
