@@ -71,7 +71,7 @@ def simulate(args: argparse.Namespace) -> None:
             continue
         manifest = simulate(
             args.out, name, workers=args.workers, height=args.height, width=args.width,
-            variation=args.variation, **options
+            variation=args.variation, stride=args.stride, camera_jitter=args.camera_jitter, **options
         )  # fmt: skip
         counts = manifest['counts']
         print(f'{args.out / name}: {len(counts)} tasks, {sum(counts.values())} episodes', end='')
@@ -365,6 +365,16 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument('--episodes', type=int, help='training episodes a task, instead of those of the size')
     sub.add_argument('--test-episodes', type=int, help='episodes a task of every other split')
     sub.add_argument('--variation', action='store_true', help='vary light, colours, textures, cameras more')
+    sub.add_argument(
+        '--stride',
+        type=int,
+        metavar='STEPS',
+        help='whole episodes at a true rate, with actions that can be executed: simulator steps (80 a '
+        'second) between frames, 4 for 20 frames a second; left out: 16 frames spread over each episode',
+    )
+    sub.add_argument(
+        '--camera-jitter', type=float, default=1.0, help='how far cameras move between episodes; 0: stay'
+    )
     sub.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes that render')
     sub.add_argument('--height', type=int, default=240, help='pixels')
     sub.add_argument('--width', type=int, default=320, help='pixels')
