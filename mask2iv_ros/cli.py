@@ -310,11 +310,27 @@ def demo(args: argparse.Namespace) -> None:
     run_demo(args.out, args.scene, args.seed, args.task)
 
 
+#: Commands of two words; data whose folder is called as the second are given as ./inverse-dynamics.
+TWO_WORDS = ('train inverse-dynamics',)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes a command of two words for one."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else list(args)
+        if (words := ' '.join(args[:2])) in TWO_WORDS:
+            args[:2] = [words]
+        return super().parse_known_args(args, namespace)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(prog='mask2iv', description=mask2iv_ros.__doc__.splitlines()[0])
+    parser = _Parser(prog='mask2iv', description=mask2iv_ros.__doc__.splitlines()[0])
     parser.add_argument('--version', action='version', version=mask2iv_ros.__version__)
-    commands = parser.add_subparsers(title='commands', required=True, metavar='COMMAND')
+    commands = parser.add_subparsers(
+        title='commands', required=True, metavar='COMMAND', parser_class=argparse.ArgumentParser
+    )
 
     def command(function, text: str, name: str = '') -> argparse.ArgumentParser:
         sub = commands.add_parser(
@@ -407,7 +423,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument('--steps', type=int, default=3000, help='optimiser steps')
     sub.add_argument('--chunk', type=int, default=4, help='frames from the first to the second of a pair')
     sub.add_argument(
-        '--size', type=int, nargs=2, default=(64, 80), metavar=('HEIGHT', 'WIDTH'), help='pixels it looks at'
+        '--size', type=int, nargs=2, default=(48, 64), metavar=('HEIGHT', 'WIDTH'), help='pixels it looks at'
     )
     sub.add_argument('--seed', type=int, default=0, help='of weights and batches')
     sub.add_argument(
@@ -552,20 +568,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-#: Commands of two words; a folder of data that is called so is given as ./inverse-dynamics.
-TWO_WORDS = ('train inverse-dynamics',)
-
-
-def _joined(argv: list[str]) -> list[str]:
-    """The arguments with a command of two words as one."""
-    first = ' '.join(argv[:2])
-    return [first, *argv[2:]] if first in TWO_WORDS else list(argv)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status. Errors a user can act on are one line on stderr."""
     os.environ.update({key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()})
-    args = build_parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
+    args = build_parser().parse_args(argv)
     try:
         args.function(args)
     except KeyboardInterrupt:

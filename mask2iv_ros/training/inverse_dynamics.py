@@ -41,9 +41,9 @@ class InverseDynamicsOptions(Checked):
 
     steps: int = 3000
     learning_rate: float = 1e-3
-    batch_size: int = 32
+    batch_size: int = 16
     chunk: int = 4
-    sample_size: tuple[int, int] = (64, 80)
+    sample_size: tuple[int, int] = (48, 64)
     without_frames: float = 0.25
     without_masks: float = 0.25
     seed: int = 0
