@@ -14,7 +14,8 @@ commanded position held, the floor.
 simulator shows on the way with those that were asked for, mean over frames. `arm off`: distance of the two
 arms' centroids, mean over frames, in pixels of the dataset. `hand off`: root mean square distance, in cm,
 between where the hand went and the states that are written with the actions. `goal`: how much of the way in
-the image from its start to the goal asked for the object made, in per cent (100: it is there), median.
+the image from its start to the goal asked for the object made, in per cent (100: it is there), median; seen
+without the arm. `new`: root mean square distance, in cm, of the commanded way from the recorded one.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +44,9 @@ ROWS = ('recorded', 'recorded, inferred', 'same motion, inferred', 'new seed', '
 RESULTS = Path(__file__).parent / 'results' / 'new_motion_replay'
 
 
-def remake(row: str, clip: InteractionClip, camera: str, told: InverseDynamics, pipeline, seed: int):
+def remake(
+    row: str, clip: InteractionClip, camera: str, told: InverseDynamics, pipeline, seed: int, samples: int
+) -> InteractionClip:
     """The episode of a row: masks that were asked for, actions to drive, states that go with them."""
     if row == 'recorded':
         return clip
@@ -56,7 +60,7 @@ def remake(row: str, clip: InteractionClip, camera: str, told: InverseDynamics, 
         made = SameMotion(pipeline, lambda frame, labels, rng: frame)({camera: clip}, seed)[camera]
         return _with(made, *told.actions({camera: made}))
     shift = {'new seed': 0.0, 'new goal': 0.3}[row]
-    return NewMotion(pipeline, told, goal_shift=shift)({camera: clip}, seed)[camera]
+    return NewMotion(pipeline, told, shift, num_samples=samples)({camera: clip}, seed)[camera]
 
 
 def _with(clip: InteractionClip, actions: np.ndarray, states: np.ndarray) -> InteractionClip:
@@ -72,44 +76,59 @@ def _with(clip: InteractionClip, actions: np.ndarray, states: np.ndarray) -> Int
     )
 
 
-def drive(scene: Scene, clip: InteractionClip, camera: str) -> tuple[bool, np.ndarray, np.ndarray]:
-    """Drive the clip's actions: solved, masks (T, H, W) that the camera saw, hand (T, 3) metres."""
+@dataclass
+class Driven:
+    """What happened: whether the task was solved, masks (T, H, W) that the camera saw, hand (T, 3) metres, and
+    the object (H, W) without the arm before and after."""
+
+    solved: bool
+    labels: np.ndarray
+    hands: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+
+
+def drive(scene: Scene, clip: InteractionClip, camera: str) -> Driven:
+    """Drive the clip's actions from the placement of its seed."""
     task, seed, stride = (clip.source[key] for key in ('task', 'seed', 'stride'))
     hand_offset, poses = draw_scene(task, seed, camera_jitter=clip.source['camera_jitter'])
     hand, solved, labels, hands = scene.reset(seed, hand_offset), False, [], []
+    view = poses[camera], VIEWS[camera].fovy
+    start = scene.render_goal(*view)
     for action in clip.actions:
-        labels.append(scene.render_labels(poses[camera], VIEWS[camera].fovy)[0])
+        labels.append(scene.render_labels(*view)[0])
         hands.append(hand[:3])
         hand, there = scene.drive(action, stride)
         solved |= there
-    return solved, np.stack(labels), np.stack(hands)
+    return Driven(bool(solved), np.stack(labels), np.stack(hands), start, scene.render_goal(*view))
 
 
-def judge(clip: InteractionClip, solved: bool, labels: np.ndarray, hands: np.ndarray) -> dict:
-    """How what happened, (T, H, W) `labels` and (T, 3) `hands`, agrees with the clip that was driven."""
-    ious = {
-        name: float(
-            np.nanmean([lb.iou(a == label, b == label) for a, b in zip(labels, clip.labels, strict=True)])
-        )
-        for name, label in (('arm', lb.ACTOR), ('object', lb.OBJECT))
-    }
-    pairs = zip(
-        *[[lb.centroid(image == lb.ACTOR) for image in images] for images in (labels, clip.labels)],
-        strict=True,
-    )
-    apart = [np.hypot(*np.subtract(a, b)) for a, b in pairs if a and b]
+def judge(clip: InteractionClip, driven: Driven, recorded: InteractionClip) -> dict:
+    """How what happened agrees with the clip that was driven, and how far that is from the recorded one."""
+
+    def of(label: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [(a == label, b == label) for a, b in zip(driven.labels, clip.labels, strict=True)]
+
+    apart = [
+        np.hypot(*np.subtract(lb.centroid(a), lb.centroid(b))) for a, b in of(lb.ACTOR) if a.any() and b.any()
+    ]
     goal = lb.goal_labels(clip.labels) if clip.goal is None else clip.goal
-    start, end, wanted = (lb.centroid(image == lb.OBJECT) for image in (labels[0], labels[-1], goal))
+    start, end, wanted = (lb.centroid(image == lb.OBJECT) for image in (driven.start, driven.end, goal))
     progress = None
     if start and end and wanted and (way := np.hypot(*np.subtract(wanted, start))) > 1:
-        progress = 100 * (1 - np.hypot(*np.subtract(wanted, end)) / way)
+        progress = float(100 * (1 - np.hypot(*np.subtract(wanted, end)) / way))
+
+    def distance(a: np.ndarray, b: np.ndarray) -> float:
+        return float(100 * np.sqrt(((a[:, :3] - b[:, :3]) ** 2).sum(axis=1).mean()))
+
     return {
-        'solved': bool(solved),
-        'arm IoU': ious['arm'],
-        'object IoU': ious['object'],
+        'solved': driven.solved,
+        'arm IoU': float(np.nanmean([lb.iou(a, b) for a, b in of(lb.ACTOR)])),
+        'object IoU': float(np.nanmean([lb.iou(a, b) for a, b in of(lb.OBJECT)])),
         'arm off': float(np.mean(apart)) if apart else None,
-        'hand off': float(100 * np.sqrt(((hands - clip.states[:, :3]) ** 2).sum(axis=1).mean())),
+        'hand off': distance(driven.hands, clip.states),
         'goal': progress,
+        'new': distance(clip.actions, recorded.actions),
     }
 
 
@@ -124,13 +143,13 @@ def summary(lines: list[dict]) -> dict:
     return {
         'episodes': len(lines),
         'solved': [100 * solved / len(lines), *wilson(solved, len(lines))],
-        **{name: over(name, np.mean) for name in ('arm IoU', 'object IoU', 'arm off', 'hand off')},
+        **{name: over(name, np.mean) for name in ('arm IoU', 'object IoU', 'arm off', 'hand off', 'new')},
         'goal': over('goal', np.median),
     }
 
 
 def table(found: Mapping[str, dict]) -> str:
-    columns = ('arm IoU', 'object IoU', 'arm off', 'hand off', 'goal')
+    columns = ('arm IoU', 'object IoU', 'arm off', 'hand off', 'goal', 'new')
     rows = ['| | solved | ' + ' | '.join(columns) + ' | episodes |', '|---' * (len(columns) + 3) + '|']
     for row, values in found.items():
         share, low, high = values['solved']
@@ -150,6 +169,9 @@ def main() -> None:
     parser.add_argument('out', type=Path, help='folder for a line an episode; a stopped run is continued')
     parser.add_argument('--model', default='', help='folder of a model; the embedded one if left out')
     parser.add_argument('--episodes', type=int, default=12)
+    parser.add_argument(
+        '--samples', type=int, default=2, help='plans of stage 1 that new motion chooses from'
+    )
     parser.add_argument('--results', type=Path, default=RESULTS, help='result files, without their ending')
     args = parser.parse_args()
     reader, told = open_dataset(args.data), InverseDynamics.load(args.inverse_dynamics)
@@ -169,12 +191,12 @@ def main() -> None:
             task = clip.source['task']
             if task not in scenes:
                 scenes[task] = Scene(task, *clip.frames.shape[1:3])
-            made = remake(row, clip, camera, told, pipeline, index)
+            made = remake(row, clip, camera, told, pipeline, index, args.samples)
             line = {
                 'episode': index,
                 'row': row,
                 'task': task,
-                **judge(made, *drive(scenes[task], made, camera)),
+                **judge(made, drive(scenes[task], made, camera), clip),
             }
             line |= {'augmentation': made.source.get('augmentation')}
             lines.append(line)
@@ -184,6 +206,7 @@ def main() -> None:
     tasks = sorted({line['task'] for line in lines})
     result = {
         'model': pipeline.config.name,
+        'samples': args.samples,
         'tasks': tasks,
         'rows': found,
         'by task': {
