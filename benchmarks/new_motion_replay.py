@@ -78,8 +78,14 @@ def _with(clip: InteractionClip, actions: np.ndarray, states: np.ndarray) -> Int
 
 @dataclass
 class Driven:
-    """What happened: whether the task was solved, masks (T, H, W) that the camera saw, hand (T, 3) metres, and
-    the object (H, W) without the arm before and after."""
+    """What happened.
+
+    Attributes:
+        solved: whether the task was, on the way.
+        labels: (T, H, W) masks that the camera saw.
+        hands: (T, 3) metres, world.
+        start, end: (H, W) the object without the arm before and after.
+    """
 
     solved: bool
     labels: np.ndarray
