@@ -71,7 +71,7 @@ def simulate(args: argparse.Namespace) -> None:
             continue
         manifest = simulate(
             args.out, name, workers=args.workers, height=args.height, width=args.width,
-            variation=args.variation, **options
+            variation=args.variation, stride=args.stride, camera_jitter=args.camera_jitter, **options
         )  # fmt: skip
         counts = manifest['counts']
         print(f'{args.out / name}: {len(counts)} tasks, {sum(counts.values())} episodes', end='')
@@ -96,6 +96,28 @@ def train(args: argparse.Namespace) -> None:
     if args.part == 'all':
         model = recipe.assemble()
         recipe.state.print(f'model: {model}')
+
+
+def train_inverse_dynamics(args: argparse.Namespace) -> None:
+    from mask2iv_ros.data.episodes import open_dataset
+    from mask2iv_ros.training import inverse_dynamics as training
+
+    options = training.InverseDynamicsOptions(
+        steps=args.steps, chunk=args.chunk, sample_size=tuple(args.size), seed=args.seed
+    )
+    reader = open_dataset(args.data)
+    report = training.train_inverse_dynamics(reader, args.out, args.cameras, options, args.max_minutes)
+    if report is None:
+        print('stopped before its schedule ended; the same command continues it')
+        return
+    if args.generate:
+        from mask2iv_ros.augmentation.same_motion import SameMotion
+        from mask2iv_ros.pipelines.loading import load_pipeline
+
+        method = SameMotion(load_pipeline(args.model), lambda frame, labels, rng: frame)
+        report = training.add_generated_errors(args.out, reader, args.generate, method)
+    print(training.report_table(report))
+    print(f'{args.out}: model and {training.REPORT}')
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -289,15 +311,31 @@ def demo(args: argparse.Namespace) -> None:
     run_demo(args.out, args.scene, args.seed, args.task)
 
 
+#: Commands of two words; data whose folder is called as the second are given as ./inverse-dynamics.
+TWO_WORDS = ('train inverse-dynamics',)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes a command of two words for one."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else list(args)
+        if (words := ' '.join(args[:2])) in TWO_WORDS:
+            args[:2] = [words]
+        return super().parse_known_args(args, namespace)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(prog='mask2iv', description=mask2iv_ros.__doc__.splitlines()[0])
+    parser = _Parser(prog='mask2iv', description=mask2iv_ros.__doc__.splitlines()[0])
     parser.add_argument('--version', action='version', version=mask2iv_ros.__version__)
-    commands = parser.add_subparsers(title='commands', required=True, metavar='COMMAND')
+    commands = parser.add_subparsers(
+        title='commands', required=True, metavar='COMMAND', parser_class=argparse.ArgumentParser
+    )
 
-    def command(function, text: str) -> argparse.ArgumentParser:
+    def command(function, text: str, name: str = '') -> argparse.ArgumentParser:
         sub = commands.add_parser(
-            function.__name__.rstrip('_'),
+            name or function.__name__.rstrip('_'),
             help=text,
             description=text,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -344,6 +382,16 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument('--episodes', type=int, help='training episodes a task, instead of those of the size')
     sub.add_argument('--test-episodes', type=int, help='episodes a task of every other split')
     sub.add_argument('--variation', action='store_true', help='vary light, colours, textures, cameras more')
+    sub.add_argument(
+        '--stride',
+        type=int,
+        metavar='STEPS',
+        help='whole episodes at a true rate, with actions that can be executed: simulator steps (80 a '
+        'second) between frames, 4 for 20 frames a second; left out: 16 frames spread over each episode',
+    )
+    sub.add_argument(
+        '--camera-jitter', type=float, default=1.0, help='how far cameras move between episodes; 0: stay'
+    )
     sub.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes that render')
     sub.add_argument('--height', type=int, default=240, help='pixels')
     sub.add_argument('--width', type=int, default=320, help='pixels')
@@ -364,6 +412,29 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         '--max-minutes', type=float, help='stop after the step in which it ends; the same command continues'
     )
+
+    sub = command(
+        train_inverse_dynamics,
+        'learn which actions belong to what is seen, from a dataset that has actions',
+        'train inverse-dynamics',
+    )
+    sub.add_argument('data', type=Path, help=SOURCE_HELP)
+    sub.add_argument('out', type=Path, help='folder for model and report; a stopped run is continued')
+    sub.add_argument('--cameras', nargs='+', help='cameras to look through; all with masks if left out')
+    sub.add_argument('--steps', type=int, default=3000, help='optimiser steps')
+    sub.add_argument('--chunk', type=int, default=4, help='frames from the first to the second of a pair')
+    sub.add_argument(
+        '--size', type=int, nargs=2, default=(48, 64), metavar=('HEIGHT', 'WIDTH'), help='pixels it looks at'
+    )
+    sub.add_argument('--seed', type=int, default=0, help='of weights and batches')
+    sub.add_argument(
+        '--max-minutes', type=float, help='stop after the step in which it ends; the same command continues'
+    )
+    sub.add_argument(
+        '--generate', type=int, default=0, metavar='EPISODES',
+        help='also measure it on so many held-out episodes as a model films them again',
+    )  # fmt: skip
+    sub.add_argument('--model', default='', help='model folder for --generate; empty: the embedded one')
 
     sub = command(prepare, "make one of the paper's two benchmarks: clips, captions and splits in a manifest")
     sub.add_argument('benchmark', choices=['hoi4d', 'bridge'], help='which')

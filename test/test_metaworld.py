@@ -7,7 +7,7 @@ import pytest
 
 from mask2iv_ros.data import metaworld
 from mask2iv_ros.data.episodes import open_dataset
-from mask2iv_ros.data.metaworld import Scene, record_clip, record_clips, record_episode, simulate
+from mask2iv_ros.data.metaworld import Scene, record_clip, record_clips, record_episode, replay, simulate
 from mask2iv_ros.data.metaworld_tasks import (
     HELD_OUT_CAMERA,
     HELD_OUT_TASKS,
@@ -63,6 +63,32 @@ def test_times_are_those_of_the_simulation(clip):
     times = clip.source['frame_times']
     assert times[0] == 0
     np.testing.assert_allclose(np.diff(times), times[-1] / 15, atol=0.0126)  # one control step is 12.5 ms
+
+
+@pytest.mark.parametrize('task', ['drawer-open', 'hammer', 'faucet-open'])
+def test_recorded_actions_solve_the_task_again(task):
+    clip = record_clip(task, 1, 32, 48, stride=4)
+    assert clip.fps == 20
+    np.testing.assert_allclose(clip.source['frame_times'], np.arange(len(clip)) / 20)
+    assert replay(clip)
+    assert not replay(clip, clip.actions[: len(clip) // 3])
+    shifted = clip.actions + np.float32((0.15, 0, 0.1, 0))
+    assert not replay(clip, shifted)
+
+
+def test_a_rate_must_be_whole_and_spread_frames_have_no_executable_actions():
+    with pytest.raises(ValueError, match=r'stride: expected one of 1, 2, 4, .* got 3'):
+        record_clip('push', 1, 32, 48, stride=3)
+    with pytest.raises(ValueError, match='recorded with a stride'):
+        replay(record_clip('push', 1, 32, 48, num_frames=2))
+
+
+def test_cameras_that_do_not_move_see_every_seed_from_the_same_place():
+    poses = [
+        record_clip('push', seed, 32, 48, num_frames=2, camera_jitter=0).camera.cam_to_world
+        for seed in (1, 2)
+    ]
+    np.testing.assert_array_equal(*poses)
 
 
 def test_the_hand_comes_from_afar_and_touches_the_object(clip):
@@ -312,8 +338,10 @@ def test_simulate_makes_and_goes_on_with_a_dataset_of_several_cameras(tmp_path):
             assert stored.source['sha256'] == clip.source['sha256'] == row['sha256']
     with pytest.raises(ValueError, match='hammer 0 belongs'):
         simulate(tmp_path, episodes=2, workers=1, **{**options, 'tasks': ('hammer', 'faucet-open')})
-    with pytest.raises(ValueError, match='made with variation False, asked for True'):
-        simulate(tmp_path, episodes=2, workers=1, variation=True, **options)
+    for name, made, asked in (('variation', False, True), ('stride', None, 4)):
+        with pytest.raises(ValueError, match=f'made with {name} {made}, asked for {asked}'):
+            simulate(tmp_path, episodes=2, workers=1, **{name: asked}, **options)
+    assert longer['stride'] is None
 
 
 @pytest.mark.parametrize(

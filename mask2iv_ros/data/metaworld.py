@@ -32,7 +32,8 @@ from mask2iv_ros.data.metaworld_tasks import SIM8_TASKS, TASKS, VIEWS, Task, Vie
 from mask2iv_ros.data.sampling import spread_frames
 from mask2iv_ros.labels import OBJECT, close_holes, combine_masks
 
-FPS = 15.0  #: nominal rate of a clip; the true time of each frame is in `source['frame_times']`
+FPS = 15.0  #: nominal rate of spread frames; the true time of each frame is in `source['frame_times']`
+STEPS_A_SECOND = 80  #: of Meta-World's control: 5 simulator steps of 2.5 ms each
 SUPERSAMPLING = 2  #: RGB is rendered this many times larger and averaged; OSMesa's own MSAA is slower
 MIN_VISIBLE = 60 / (240 * 320)  #: share of the first picture that the object of an episode covers at least
 MAX_DEPTH = 10.0  #: metres; farther is sky and becomes 0
@@ -40,6 +41,8 @@ MAX_DEPTH = 10.0  #: metres; farther is sky and becomes 0
 #: First seed of each split. Splits share no seed but one pair: `test_camera` is `test` seen from elsewhere.
 FIRST_SEED = {'train': 0, 'test': 1_000_000, 'test_camera': 1_000_000, 'test_tasks': 2_000_000}
 RETRY_STRIDE = 100_000  #: where a seed will not do, the one that many further takes its place ...
+#: What a dataset was made with that does not say so.
+UNTOLD = {'paraphrase': False, 'variation': False, 'stride': None, 'camera_jitter': 1.0}
 MAX_RETRIES = 9  #: ... at most so often, which stays inside the split
 
 COMMIT_EVERY = 32  #: episodes; a killed run loses no more
@@ -125,14 +128,32 @@ class Scene:
             below[body] |= below[parent]
         return below[self.model.geom_bodyid]
 
+    def reset(self, seed: int, hand_offset: np.ndarray) -> np.ndarray:
+        """Put object, goal and hand where the seed says; what Meta-World observes."""
+        self.env.seed(seed)
+        self.env.hand_init_pos = self.hand_start + hand_offset
+        return self.env.reset()[0]
+
+    def drive(self, action: np.ndarray, steps: int) -> tuple[np.ndarray, bool]:
+        """Execute one recorded action (4,) over `steps` simulator steps, straight and evenly.
+
+        Returns:
+            The hand's state (4,) and whether the task was solved on the way.
+        """
+        env, solved = self.env, False
+        for left in range(steps, 0, -1):
+            velocity = (action[:3] - self.data.mocap_pos[0]) / (left * env.action_scale)
+            command = np.clip(np.append(velocity, action[3]), -1, 1).astype(np.float32)
+            observation, *_, info = env.step(command)
+            solved |= info['success'] > 0
+        return observation[:4], bool(solved)
+
     def run_expert(
         self, seed: int, hand_offset: np.ndarray
     ) -> tuple[list, np.ndarray, np.ndarray, int | None]:
         """Play one episode: the saved simulator states, hand states (N, 4), commands (N, 4), success step."""
         env, data = self.env, self.data
-        env.seed(seed)
-        env.hand_init_pos = self.hand_start + hand_offset
-        observation, _ = env.reset()
+        observation = self.reset(seed, hand_offset)
         states, hands, commands, success = [], [], [], None
         for step in range(self.task.max_steps):
             states.append([x.copy() for x in (data.qpos, data.qvel, data.mocap_pos, data.mocap_quat)])
@@ -287,6 +308,25 @@ def _draw_camera(rng: np.random.Generator, task: Task, view: View, jitter: float
     return camera
 
 
+def draw_scene(
+    task: str, seed: int, variation: bool = False, camera_jitter: float = 1.0
+) -> tuple[np.ndarray, dict]:
+    """What a seed draws beside placements: offset (3,) of the hand in metres, and MuJoCo's cameras.
+
+    The cameras, one for each of `VIEWS`, are moved `camera_jitter` times as far as usual, and twice as far
+    with `variation`.
+    """
+    jitter = camera_jitter * (2 if variation else 1)
+    # Not default_rng(seed): that is Meta-World's stream for placements.
+    rng = np.random.default_rng((seed, 1))
+    hand_offset = rng.uniform(-1, 1, 3) * HAND_JITTER
+    poses = {}
+    for number, (name, view) in enumerate(VIEWS.items()):
+        stream = np.random.default_rng((seed, 1, number)) if number else rng
+        poses[name] = _draw_camera(stream, TASKS[task], view, jitter)
+    return hand_offset, poses
+
+
 def camera_calibration(camera, fovy: float, height: int, width: int) -> Camera:
     """`Camera` of a free MuJoCo camera; pixel centres are at whole numbers. `fovy` in degrees."""
     focal = 0.5 * height / np.tan(np.radians(fovy) / 2)
@@ -311,13 +351,16 @@ def record_clips(
     num_frames: int = 16,
     paraphrase: bool = False,
     variation: bool = False,
+    stride: int | None = None,
+    camera_jitter: float = 1.0,
     on_frame: Callable[[Scene, dict], None] | None = None,
 ) -> dict[str, InteractionClip]:
     """Play the expert of `task` once on the scene of `seed` and film it with every camera.
 
-    The frames are spread evenly from the first state to some steps after success. `states` (T, 4) are the
-    hand position (metres, world) and the gripper opening; `actions` (T, 4) are the hand position commanded at
-    the end of the way to the next frame (metres, world) and the gripper effort in [-1, 1]. `contact` is the
+    The frames are spread evenly from the first state to some steps after success, or with `stride` stand at
+    a true rate. `states` (T, 4) are the hand position (metres, world) and the gripper opening; `actions`
+    (T, 4) are the hand position commanded at the end of the way to the next frame (metres, world) and the
+    gripper effort in [-1, 1]; with `stride` `Scene.drive` executes them. `contact` is the
     simulator's, between any parts of arm and object. `goal` is the object in the last frame without the arm,
     and `goal_point` the centre of the box around it.
     `source` tells whether the expert solved the task ('success') and the simulated seconds ('frame_times').
@@ -326,6 +369,9 @@ def record_clips(
         cameras: names in `VIEWS`; what one of them sees does not depend on the others.
         paraphrase: draw one of the task's texts; otherwise the first.
         variation: draw light, colours, and textures of table and floor; double the range of camera poses.
+        stride: simulator steps (12.5 ms) between frames, of which there are as many as the episode lasts;
+            4 gives 20 frames a second. None: `num_frames` frames spread over the episode.
+        camera_jitter: how far a seed moves the cameras; 0 for cameras that always stand where `VIEWS` says.
         on_frame: called with the scene in the state of each frame and a dict of the cameras' MuJoCo poses, to
             measure what no camera sees.
 
@@ -333,25 +379,25 @@ def record_clips(
         A clip a camera, in the order asked for.
 
     Raises:
-        ValueError: `task` is not in `TASKS`, or a camera not in `VIEWS`.
+        ValueError: `task` is not in `TASKS`, a camera not in `VIEWS`, or `stride` gives no whole rate.
     """
     for camera in cameras:
         if camera not in VIEWS:
             raise ValueError(f'unknown camera {camera!r}; known: {", ".join(VIEWS)}')
     scene = _scene(task, height, width)
-    # Not default_rng(seed): that is Meta-World's stream for placements.
-    rng = np.random.default_rng((seed, 1))
-    hand_offset = rng.uniform(-1, 1, 3) * HAND_JITTER
-    poses = {}
-    for number, (name, view) in enumerate(VIEWS.items()):
-        stream = np.random.default_rng((seed, 1, number)) if number else rng
-        poses[name] = _draw_camera(stream, TASKS[task], view, 2 if variation else 1)
+    fps = FPS if stride is None else frame_rate(stride)
+    hand_offset, poses = draw_scene(task, seed, variation, camera_jitter)
     scene.vary(np.random.default_rng((seed, 2)) if variation else None)
     texts = TASKS[task].texts
     text = texts[np.random.default_rng((seed, 3)).integers(len(texts))] if paraphrase else texts[0]
 
     states, hands, commands, success = scene.run_expert(seed, hand_offset)
-    kept = spread_frames(len(states), num_frames)
+    if stride is None:
+        kept = spread_frames(len(states), num_frames)
+        ends = np.append(kept[1:] - 1, kept[-1])
+    else:
+        kept = np.arange(0, len(states), stride)
+        ends = np.minimum(kept + stride, len(states)) - 1
     pictures = {name: [] for name in cameras}
     contact = []
     for index in kept:
@@ -368,11 +414,11 @@ def record_clips(
             frames=frames,
             labels=labels,
             task=text,
-            fps=FPS,
+            fps=fps,
             goal=scene.render_goal(poses[name], VIEWS[name].fovy),
             goal_point=scene.object_centre(),
             contact=np.array(contact),
-            actions=commands[np.append(kept[1:] - 1, kept[-1])],
+            actions=commands[ends],
             states=hands[kept],
             depth=depth,
             camera=camera_calibration(poses[name], VIEWS[name].fovy, height, width),
@@ -382,11 +428,36 @@ def record_clips(
                 'seed': seed,
                 'paraphrase': paraphrase,
                 'variation': variation,
+                'stride': stride,
+                'camera_jitter': camera_jitter,
                 'success': success is not None,
                 'frame_times': [round(float(i) * scene.env.dt, 6) for i in kept],
             },
         )
     return clips
+
+
+def frame_rate(stride: int) -> float:
+    """Frames a second if one is kept every `stride` simulator steps; ValueError if that is not whole."""
+    if stride < 1 or STEPS_A_SECOND % stride:
+        fits = ', '.join(str(n) for n in range(1, STEPS_A_SECOND + 1) if STEPS_A_SECOND % n == 0)
+        raise ValueError(f'stride: expected one of {fits}, for whole frames a second; got {stride}')
+    return float(STEPS_A_SECOND // stride)
+
+
+def replay(clip: InteractionClip, actions: np.ndarray | None = None) -> bool:
+    """Whether actions (T, 4), by default the clip's own, solve its task from the placement of its seed.
+
+    Raises:
+        ValueError: the clip was not recorded with a `stride`.
+    """
+    source = clip.source
+    if source.get('stride') is None:
+        raise ValueError('expected a clip recorded with a stride: spread frames have no executable actions')
+    scene = _scene(source['task'], *clip.frames.shape[1:3])
+    scene.reset(source['seed'], draw_scene(source['task'], source['seed'])[0])
+    actions = clip.actions if actions is None else actions
+    return any(scene.drive(action, source['stride'])[1] for action in actions)
 
 
 def record_clip(
@@ -446,13 +517,16 @@ def simulate(
     paraphrase: bool = False,
     variation: bool = False,
     depth: bool = False,
+    stride: int | None = None,
+    camera_jitter: float = 1.0,
 ) -> dict:
     """Make (or continue) the LeRobot dataset `out/<split>` of `episodes` episodes of each task.
 
     Episodes are ordered by index, then by task, whatever the number of worker processes, so a larger dataset
-    begins with the smaller one. A killed run is continued by the same call. `cameras`, `paraphrase` and
-    `variation` as in `record_clips`; `depth` stores depth too. The defaults make the data that trained
-    mask2iv-sim; `SIZES` in `metaworld_tasks` has what to ask for to make the benchmark.
+    begins with the smaller one. A killed run is continued by the same call. `cameras`, `paraphrase`,
+    `variation`, `stride` and `camera_jitter` as in `record_clips`; `depth` stores depth too. The defaults
+    make the data that trained mask2iv-sim; `SIZES` in `metaworld_tasks` has what to ask for to make the
+    benchmark.
 
     Returns:
         The manifest, also written to `out/<split>.json`: settings, task, seed and hash of every episode, and
@@ -474,7 +548,9 @@ def simulate(
     root = Path(out) / split
     plan = [(task, index) for index in range(episodes) for task in tasks]
     options = {'cameras': tuple(cameras), 'height': height, 'width': width, 'num_frames': num_frames}
-    options |= {'paraphrase': paraphrase, 'variation': variation}
+    drawn = {'paraphrase': paraphrase, 'variation': variation}
+    drawn |= {'stride': stride, 'camera_jitter': camera_jitter}
+    options |= drawn
     with LeRobotClipWriter(root, depth=depth, robot_type='sawyer') as writer:
         done = _sources(root, cameras, (height, width), depth) if root.exists() else []
         for source, (task, index) in zip(done, plan, strict=False):
@@ -482,11 +558,10 @@ def simulate(
                 raise ValueError(
                     f'{root} holds {source["task"]} seed {source["seed"]} where {task} {index} belongs'
                 )
-            for name in ('paraphrase', 'variation'):
-                if source.get(name, False) != options[name]:
-                    raise ValueError(
-                        f'{root} was made with {name} {not options[name]}, asked for {options[name]}'
-                    )
+            for name, wanted in drawn.items():
+                there = source.get(name, UNTOLD[name])
+                if there != wanted:
+                    raise ValueError(f'{root} was made with {name} {there}, asked for {wanted}')
         todo = deque(plan[len(done) :])
         recording = deque()
         context = multiprocessing.get_context('spawn')  # a forked OpenGL context does not work
