@@ -72,10 +72,10 @@ Episodes with one `{{ group_key }}` show one demonstration and belong on one sid
 python -c "from mask2iv_ros.augmentation.output import grouped_split; print(grouped_split('FOLDER', 0.1))"
 ```
 
-prints such sides, as `lerobot-edit-dataset --operation.type=split --operation.splits=...`
-takes them. LeRobot's own `--dataset.eval_split` takes the last episodes of each task.
-{%- if safe_eval_split %} Up to {{ safe_eval_split }}, these are recorded ones that were held out: there are no
-variants of them, and nothing leaks.
+prints such sides, as `lerobot-edit-dataset --operation.type=split --operation.splits=` takes them.
+LeRobot's own `--dataset.eval_split` takes the last episodes of each task.
+{%- if safe_eval_split %} Up to {{ safe_eval_split }}, these are recorded ones that were held out: there
+are no variants of them, and nothing leaks.
 {%- else %} Here that leaks: no recorded episodes were held out for it (`--hold-out`, `--include-source`).
 {%- endif %}
 

@@ -152,6 +152,8 @@ class Worker:
         """Load the model."""
         if self.method is None:
             self.method, self.measure = self.build()
+            if self.thresholds is not None and self.measure is None:
+                raise ValueError('expected something that measures, because there are thresholds; got none')
 
     def run(self, episode: int, variants: Iterable[int]) -> Iterator[Outcome]:
         """Make variants of an episode, each as it is finished; errors of an episode are outcomes too."""
@@ -196,6 +198,8 @@ class Worker:
             seed = draw_seed(self.job.seed, episode, variant)
             source = {camera: views[camera] for camera in self.names['generated']}
             generated = _with_less_memory(self.method, source, seed)
+            if set(generated) != set(source):
+                raise ValueError(f'expected the cameras {", ".join(source)}, got {", ".join(generated)}')
             record |= {'seed': seed, **self.job.method}
             record['draws'] = {camera: clip.source.get('augmentation') for camera, clip in generated.items()}
             if self.measure is not None:
