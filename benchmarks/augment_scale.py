@@ -1,4 +1,4 @@
-"""How many episodes an hour does `mask2iv augment` make, here and on Ray, and does memory stay flat? Writes JSON.
+"""Episodes an hour of `mask2iv augment`, here and on Ray, and whether memory stays flat. Writes JSON.
 
     python benchmarks/augment_scale.py SOURCE [--model FOLDER] [--variants 2] [--workers 1 2] [--flat 1000]
 

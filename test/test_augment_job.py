@@ -129,7 +129,9 @@ def content(root):
     for index, record in enumerate(account['episodes']):
         frames = {name: reader.read(index, camera=name).frames for name in reader.video_keys}
         rows = reader.rows(index, [key for key in reader.meta.features if 'images' not in key]).to_pydict()
-        episodes.append((record, {name: hashlib.sha256(f).hexdigest() for name, f in frames.items()}, rows))
+        episodes.append(
+            (record, {name: hashlib.sha256(f.tobytes()).hexdigest() for name, f in frames.items()}, rows)
+        )
     return episodes
 
 
@@ -249,11 +251,11 @@ def test_statistics_are_those_of_all_frames(made):
         }.items():
             np.testing.assert_allclose(stats[name], want, rtol=1e-6, err_msg=f'{key} {name}')
     frames = open_dataset(made.out)
-    pixels = np.concatenate([frames.read(i, camera='top').frames.reshape(-1, 3) for i in range(8)]) / 255
-    stats = dataset.meta.stats['observation.images.top']
+    pixels = np.concatenate([frames.read(i, camera='wrist').frames.reshape(-1, 3) for i in range(8)]) / 255
+    stats = dataset.meta.stats['observation.images.wrist']
     np.testing.assert_allclose(np.ravel(stats['mean']), pixels.mean(0), atol=0.01)
     np.testing.assert_allclose(np.ravel(stats['std']), pixels.std(0), atol=0.01)
-    np.testing.assert_allclose(np.ravel(stats['q50']), np.quantile(pixels, 0.5, 0), atol=0.05)
+    np.testing.assert_allclose(np.ravel(stats['q50']), np.quantile(pixels, 0.5, 0), atol=0.02)
 
 
 def test_a_frame_weighs_as_much_as_one_of_the_source_when_statistics_are_merged(source, made):
@@ -315,7 +317,7 @@ def test_another_command_on_the_same_folder_is_refused_with_what_differs(made, s
         augment(made.job, source / 'new', build_tiny)
 
 
-@pytest.mark.parametrize('error', [BadEpisode('torn'), RuntimeError('torn'), ZeroDivisionError('torn')])
+@pytest.mark.parametrize('error', [BadEpisode('torn'), ZeroDivisionError('torn')])
 def test_a_poisoned_episode_is_reported_and_the_others_are_made(source, tmp_path, error):
     report = augment(job_of(source), tmp_path / 'out', lambda: (Tint(error, length=10), None))
     assert report.complete
@@ -448,6 +450,30 @@ def test_a_killed_job_goes_on_and_ends_as_if_nothing_had_been(source, made, tmp_
 def _touching_nothing(stamps):
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     return build_tiny()
+
+
+@dataclass
+class Dying(Tint):
+    """Takes its process with it, once."""
+
+    flag: Path = Path()
+
+    def __call__(self, views, seed):
+        if not self.flag.exists():
+            self.flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(views, seed)
+
+
+def test_ray_makes_the_same_although_a_worker_dies(source, tmp_path):
+    pytest.importorskip('ray')
+    job = job_of(source)
+    augment(job, tmp_path / 'local', lambda: (Tint(), None))
+    method = Dying(flag=tmp_path / 'flag')
+    report = augment(job, tmp_path / 'ray', lambda: (method, None), executor='ray', workers=1)
+    assert report.complete
+    assert method.flag.exists()
+    assert content(tmp_path / 'ray') == content(tmp_path / 'local')
 
 
 def test_the_command_makes_a_dataset_and_its_exit_status_tells_failures(source, tmp_path, capsys):

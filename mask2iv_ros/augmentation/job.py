@@ -179,6 +179,8 @@ class Worker:
         for camera in (*self.names['generated'], *self.names['recorded']):
             views[camera] = self.reader.read(episode, camera=camera)
             set_rate(views[camera], self.form.fps)
+            if earlier := views[camera].source.pop('augmentation', None):  # the source was made like this
+                views[camera].source['earlier_augmentation'] = earlier
         return views
 
     def _make(self, views: dict[str, InteractionClip], episode: int, variant: int) -> Outcome:
