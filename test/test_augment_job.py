@@ -377,7 +377,7 @@ class Darkest:
 def test_rejected_episodes_are_counted_by_gate_and_not_made_again(source, tmp_path):
     seen = []
 
-    def measure(views, made):
+    def measure(views, made, others):
         seen.append(float(made['top'].frames.mean()))
         if len(seen) == 6:
             raise KeyboardInterrupt
@@ -396,9 +396,24 @@ def test_rejected_episodes_are_counted_by_gate_and_not_made_again(source, tmp_pa
     assert f'| mean | 60 | {dark} |' in (tmp_path / 'out/README.md').read_text()
 
 
+def test_gates_see_what_was_kept_of_the_earlier_variants(source, tmp_path):
+    seen = []
+
+    def measure(views, made, others):
+        seen.append([other['top'].frames.mean().round() for other in others])
+        return {'mean': float('nan') if len(others) else float(made['top'].frames.mean())}
+
+    augment(job_of(source, variants=3), tmp_path / 'out', lambda: (Tint(), measure))
+    assert [len(others) for others in seen[:3]] == [0, 1, 2]
+    assert seen[2][:1] == seen[1]
+    assert [record['gates']['mean'] for record in records(tmp_path / 'out')][1:3] == [None, None]
+
+
 def test_nothing_kept_is_an_error_that_says_why(source, tmp_path):
     with pytest.raises(RuntimeError, match=r"no episode was kept; dropped by gate: \{'mean': 4\}"):
-        augment(job_of(source), tmp_path / 'out', lambda: (Tint(), lambda *_: {'mean': 0.0}), Darkest(9))
+        augment(
+            job_of(source), tmp_path / 'out', lambda: (Tint(), lambda *_, others: {'mean': 0.0}), Darkest(9)
+        )
 
 
 def test_thresholds_without_anything_measured_are_refused(source, tmp_path):

@@ -38,8 +38,9 @@ from mask2iv_ros.data.transfer import set_rate
 
 #: Makes an episode of one: {camera: clip} and a seed, which alone decides what is drawn -> {camera: clip}.
 Method = Callable[[Mapping[str, InteractionClip], int], dict[str, InteractionClip]]
-#: Measures an episode: source by camera, made by camera -> values by gate.
-Measure = Callable[[Mapping[str, InteractionClip], Mapping[str, InteractionClip]], dict[str, float]]
+#: Measures an episode for the gates: source by camera, made by camera, and as the keyword `others` a list of
+#: what was kept of the variants before it, as read back -> values by gate; nan where nothing is to measure.
+Measure = Callable[..., dict[str, float]]
 #: Loads what a worker needs; must be picklable for Ray.
 Build = Callable[[], tuple[Method, Measure | None]]
 
@@ -158,7 +159,7 @@ class Worker:
     def run(self, episode: int, variants: Iterable[int]) -> Iterator[Outcome]:
         """Make variants of an episode, each as it is finished; errors of an episode are outcomes too."""
         self.ready()
-        views = None
+        views, others = None, {}
         for variant in variants:
             try:
                 if (self.parts / part_name(episode, variant)).is_dir():  # by a worker that died afterwards
@@ -166,7 +167,7 @@ class Worker:
                     continue
                 if views is None:
                     views = self._read(episode)
-                yield self._make(views, episode, variant)
+                yield self._make(views, others, episode, variant)
             except Exception as error:
                 yield _failure(error, episode, variant)
 
@@ -183,7 +184,17 @@ class Worker:
                 views[camera].source['earlier_augmentation'] = earlier
         return views
 
-    def _make(self, views: dict[str, InteractionClip], episode: int, variant: int) -> Outcome:
+    def _kept_before(self, others: dict[int, dict], episode: int, variant: int) -> list[dict]:
+        """Variants with lower numbers that passed: decoded, so that a continued job measures the same."""
+        for earlier in range(1, variant):
+            part = self.parts / part_name(episode, earlier)
+            if earlier not in others and part.is_dir():
+                with output.tables_cached_in(self.parts / f'.{part.name}.{uuid.uuid4().hex}'):
+                    made = open_dataset(part)
+                    others[earlier] = {name: made.read(0, camera=name) for name in self.names['generated']}
+        return [others[earlier] for earlier in sorted(others)]
+
+    def _make(self, views: dict, others: dict[int, dict], episode: int, variant: int) -> Outcome:
         name = self.reader.episode(episode).name
         dataset = Path(self.job.source).name
         record = {
@@ -205,8 +216,10 @@ class Worker:
             record |= {'seed': seed, **self.job.method}
             record['draws'] = {camera: clip.source.get('augmentation') for camera, clip in generated.items()}
             if self.measure is not None:
-                record['gates'] = {key: float(v) for key, v in self.measure(source, generated).items()}
-                failures = self.thresholds.failures(record['gates']) if self.thresholds else []
+                kept = self._kept_before(others, episode, variant)
+                values = self.measure(source, generated, others=kept)
+                record['gates'] = {key: None if math.isnan(v) else float(v) for key, v in values.items()}
+                failures = self.thresholds.failures(values) if self.thresholds else []
             made |= generated
         if failures:
             _write_json(self.parts / f'{part_name(episode, variant)}.json', {**record, 'failures': failures})
@@ -414,7 +427,7 @@ def _run_on_ray(worker: Worker, tasks: dict[int, list[int]], workers: int | None
 
     owned = not ray.is_initialized()
     if owned:
-        ray.init(log_to_driver=False, logging_level='warning')
+        ray.init(log_to_driver=False, logging_level='warning', include_dashboard=False)
     try:
         gpus = int(ray.cluster_resources().get('GPU', 0))
         count = workers or gpus or int(ray.cluster_resources()['CPU'])

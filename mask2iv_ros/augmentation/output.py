@@ -269,7 +269,7 @@ def join(parts: Sequence[Path], form: OutputFormat, scratch: Path) -> Path:
 
     scratch.mkdir(parents=True, exist_ok=True)
     level, depth = list(parts), 0
-    with _quiet_and_cached_in(scratch / 'cache'):
+    with tables_cached_in(scratch / 'cache'), contextlib.redirect_stderr(io.StringIO()):  # two bars a call
         while depth == 0 or len(level) > 1:
             groups = [level[i : i + JOINED_AT_ONCE] for i in range(0, len(level), JOINED_AT_ONCE)]
             joined = [scratch / f'{depth}_{i}' for i in range(len(groups))]
@@ -285,15 +285,14 @@ def join(parts: Sequence[Path], form: OutputFormat, scratch: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _quiet_and_cached_in(folder: Path) -> Iterator[None]:
-    """LeRobot shows bars, and leaves a copy of each table that it opens in the user's cache for ever."""
+def tables_cached_in(folder: Path) -> Iterator[None]:
+    """Where LeRobot puts a copy of each table that it opens; else in the user's cache, for ever."""
     import datasets
 
     cache = datasets.config.HF_DATASETS_CACHE
     datasets.config.HF_DATASETS_CACHE = folder
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
+        yield
     finally:
         datasets.config.HF_DATASETS_CACHE = cache
         shutil.rmtree(folder, ignore_errors=True)
