@@ -240,6 +240,41 @@ def segment(args: argparse.Namespace) -> None:
         print(f'skipped: {error}', file=sys.stderr)
 
 
+def augment(args: argparse.Namespace) -> None:
+    import functools
+
+    from mask2iv_ros.augmentation.job import Job, augment
+    from mask2iv_ros.augmentation.method import build_method, method_facts
+
+    job = Job(
+        source=str(args.source),
+        mode=args.mode.replace('-', '_'),
+        variants=args.variants,
+        seed=args.seed,
+        cameras=args.cameras and tuple(args.cameras),
+        other_cameras=args.other_cameras,
+        drop=tuple(args.drop),
+        include_source=args.include_source,
+        hold_out=args.hold_out,
+        method=method_facts(args),
+        license=args.license,
+        options={'split': args.split} if args.split else {},
+    )
+    build = functools.partial(build_method, args)
+    report = augment(job, args.out, build, executor=args.executor, workers=args.workers)
+    told = [f'{count} {kind}' for kind, count in report.counts.items() if kind != 'frames']
+    print(f'{args.out}: episodes {", ".join(told)}', end='')
+    print(f'; {report.episodes_per_hour:.0f} an hour' if report.episodes_per_hour else '')
+    for gate, count in report.dropped_by_gate.items():
+        print(f'dropped by {gate}: {count}')
+    for reason in report.failed:
+        print(f'failed: {reason}', file=sys.stderr)
+    if not report.complete:
+        raise RuntimeError('not finished; the same command does the rest, and keeps what is done')
+    if report.failed:
+        raise RuntimeError(f'{len(report.failed)} episodes could not be made; the dataset has the others')
+
+
 def show(args: argparse.Namespace) -> None:
     from mask2iv_ros.data.dataset_page import write_page
     from mask2iv_ros.data.episodes import open_dataset
@@ -475,6 +510,50 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument('--segmenter', default='facebook/sam2.1-hiera-large', help='SAM 2 model')
     sub.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
     sub.add_argument('--skip-bad', action='store_true', help='leave damaged episodes out and list them')
+
+    sub = command(augment, 'make new demonstrations of recorded ones, as a LeRobot v3 dataset with actions')
+    sub.add_argument('source', type=Path, help=SOURCE_HELP + ', with masks; never written to')
+    sub.add_argument('out', type=Path, help='new LeRobot dataset; the same command continues a stopped job')
+    sub.add_argument(
+        '--mode',
+        choices=['same-motion', 'new-motion'],
+        default='same-motion',
+        help='same-motion: new looks, actions as recorded; new-motion: actions by inverse dynamics',
+    )
+    sub.add_argument('--variants', type=int, default=3, help='new episodes for each recorded one')
+    sub.add_argument('--cameras', nargs='+', help='cameras to generate; all with masks if left out')
+    sub.add_argument(
+        '--other-cameras',
+        choices=['keep', 'drop'],
+        help='cameras that are not generated, such as one on the wrist: keep their pictures as recorded, or '
+        'drop them; the job refuses a source that has some if left out',
+    )
+    sub.add_argument(
+        '--drop', nargs='+', default=[], metavar='FEATURE', help='features to leave out; * is any text'
+    )
+    sub.add_argument(
+        '--include-source', action='store_true', help='each recorded episode before its variants'
+    )
+    sub.add_argument(
+        '--hold-out',
+        type=float,
+        default=0.0,
+        metavar='FRACTION',
+        help="make no variants of each task's last episodes, for validation with LeRobot's eval_split",
+    )
+    sub.add_argument('--seed', type=int, default=0, help='of everything that is drawn')
+    sub.add_argument('--steps', type=int, default=0, help='denoising steps a stage; 0: as the model says')
+    sub.add_argument('--model', default='', help='model folder; empty: the embedded mask2iv-sim')
+    sub.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
+    sub.add_argument('--license', help='of the result, as the Hugging Face Hub names it, such as cc-by-4.0')
+    sub.add_argument('--split', help='robomimic: filter key; prepared benchmark: train, val or test')
+    sub.add_argument(
+        '--executor',
+        choices=['local', 'ray'],
+        default='local',
+        help='ray: workers on the cluster of RAY_ADDRESS, else on this machine; all must see the folders',
+    )
+    sub.add_argument('--workers', type=int, help='of Ray; one a GPU, else one a CPU if left out')
 
     sub = command(show, 'look at a dataset: HTML page with statistics, sample videos, contact sheet')
     sub.add_argument('source', type=Path, help=SOURCE_HELP)
