@@ -29,6 +29,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import json
+import math
 import os
 import time
 from collections import Counter
@@ -43,7 +44,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from mask2iv_ros import labels as lb
-from mask2iv_ros.data.episodes import open_dataset
+from mask2iv_ros.data.episodes import EpisodeReader, open_dataset
 from mask2iv_ros.data.lerobot import LeRobotClipWriter
 from mask2iv_ros.data.metaworld import RETRY_STRIDE, Scene, draw_scene
 from mask2iv_ros.data.metaworld_tasks import VIEWS
@@ -54,10 +55,10 @@ CHANGED = ('varied', 'strong')  #: looks that the claim is about; the camera is 
 FIRST_SEED = 5_000_000  #: of evaluation; no recorded split has seeds so high
 CHUNK, EXECUTED = 12, 4  #: actions that a policy predicts, and how many of them are executed
 MAX_ACTIONS = 45  #: an episode; experts take 18 to 30
-SIZE = (64, 80)  #: height, width that the policy sees
+SIZE = (48, 64)  #: height, width that the policy sees
 BATCH = 16
 CHECKPOINT_EVERY = 250  #: steps
-LEARNING_RATE = 3e-4
+LEARNING_RATE = 5e-4
 RESULTS = Path(__file__).parent / 'results' / 'policy_gain'
 
 
@@ -129,38 +130,42 @@ def split_name(name: str) -> tuple[Path, int | None]:
     return (Path(folder), int(count)) if folder and count.isdigit() else (Path(name), None)
 
 
-def chosen_episodes(name: str) -> tuple[object, list[int]]:
-    """Reader of a dataset and the episodes that `name` stands for."""
+def chosen_episodes(name: str, tasks: list[str] | None = None) -> tuple[EpisodeReader, list[int]]:
+    """Reader of a dataset and the episodes that `name` stands for, of some tasks or all."""
     folder, limit = split_name(name)
     reader = open_dataset(folder)
     chosen, seen = [], Counter()
     for index in range(len(reader)):
         task = reader.source(index)['task']
+        if tasks and task not in tasks:
+            continue
         seen[task] += 1
         if limit is None or seen[task] <= limit:
             chosen.append(index)
     if short := {task: count for task, count in seen.items() if limit and count < limit}:
         raise ValueError(f'{folder}: expected {limit} episodes a task, got {short}')
+    if missing := set(tasks or ()) - set(seen):
+        raise ValueError(f'{folder}: has no episode of {", ".join(sorted(missing))}')
     return reader, chosen
 
 
-def load(names: list[str], size: tuple[int, int] = SIZE) -> Demonstrations:
-    """Read and shrink datasets.
+def load(names: list[str], tasks: list[str] | None = None, size: tuple[int, int] = SIZE) -> Demonstrations:
+    """Read and shrink datasets, all or some tasks of each.
 
     Raises:
         ValueError: an episode has no actions or states, or datasets differ in stride or frame size.
     """
-    images, states, actions, last, origin, tasks, episodes, kinds = [], [], [], [], [], {}, [], set()
+    images, states, actions, last, origin, found, episodes, kinds = [], [], [], [], [], set(), [], set()
     frames = 0
     for number, name in enumerate(names):
-        reader, chosen = chosen_episodes(name)
+        reader, chosen = chosen_episodes(name, tasks)
         episodes.append(len(chosen))
         for index in chosen:
             clip = reader.read(index)
             if clip.actions is None or clip.states is None:
                 raise ValueError(f'{name}: episode {index}: expected actions and states')
             kinds.add((clip.source.get('stride'), clip.frames.shape[1:3]))
-            tasks[clip.source['task']] = None
+            found.add(clip.source['task'])
             images.append(shrink(clip.frames, size))
             states.append(torch.from_numpy(clip.states))
             actions.append(torch.from_numpy(clip.actions))
@@ -171,7 +176,7 @@ def load(names: list[str], size: tuple[int, int] = SIZE) -> Demonstrations:
         raise ValueError(f'{names}: expected one stride and frame size in all episodes, got {kinds}')
     ((stride, frame_size),) = kinds
     arrays = [torch.cat(parts) for parts in (images, states, actions, last, origin)]
-    return Demonstrations(*arrays, tuple(sorted(tasks)), tuple(episodes), stride, frame_size)
+    return Demonstrations(*arrays, tuple(sorted(found)), tuple(episodes), stride, frame_size)
 
 
 def make_policy(demonstrations: Demonstrations):
@@ -216,7 +221,7 @@ def train(demonstrations: Demonstrations, folder: Path, seed: int, settings: dic
     warm = max(1, steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda step: min((step + 1) / warm, 0.5 + 0.5 * np.cos(np.pi * min(1.0, step / steps))),
+        lambda step: min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / steps))),
     )
     first, seconds, losses = 0, 0.0, []
     if (folder / 'state.pt').exists():
@@ -251,6 +256,8 @@ def train(demonstrations: Demonstrations, folder: Path, seed: int, settings: dic
             state['seconds'] = seconds + time.process_time() - begin
             torch.save(state, folder / 'state.part')
             (folder / 'state.part').replace(folder / 'state.pt')
+    for part in (policy, before, after):
+        part.save_pretrained(folder / 'policy')
     return policy.eval(), before, after
 
 
@@ -316,11 +323,11 @@ def run(args) -> None:
     out, row = args.out, args.row
     out.mkdir(parents=True, exist_ok=True)
     settings = {'data': args.data, 'transforms': args.transforms, 'real_share': args.real_share}
-    settings['steps'] = args.steps
+    settings |= {'tasks': args.tasks, 'steps': args.steps}
     refuse_other_settings(out / f'{row}.json', settings)
     drop_cut_off_line(out / f'{row}.jsonl')
     done = {(e['train_seed'], e['task'], e['seed'], e['look']) for e in read_lines(out / f'{row}.jsonl')}
-    demonstrations = load(args.data)
+    demonstrations = load(args.data, args.tasks)
     size = demonstrations.frame_size
     plan = [
         (train_seed, task, seed, look)
@@ -401,7 +408,7 @@ def make(args) -> Path:
         from mask2iv_ros.pipelines.loading import load_pipeline
 
         method = SameMotion(load_pipeline(args.model), tint)
-    reader, chosen = chosen_episodes(args.data[0])
+    reader, chosen = chosen_episodes(args.data[0], args.tasks)
     root = args.out / 'data' / args.make
     jobs = [(variant, index) for variant in range(args.variants) for index in chosen]
     done = len(open_dataset(root)) if root.exists() else 0
@@ -553,6 +560,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--make', choices=['every_frame', 'same_motion'], help='write OUT/data/<this>')
     parser.add_argument('--table', action='store_true', help='write the result files of what is in OUT')
     parser.add_argument('--data', nargs='+', metavar='FOLDER[:EPISODES A TASK]', help='real ones first')
+    parser.add_argument('--tasks', nargs='+', help='only these of the data')
     parser.add_argument('--transforms', action='store_true', help="LeRobot's image transforms")
     parser.add_argument('--real-share', type=float, help='of a batch from the first dataset')
     parser.add_argument('--steps', type=int, default=1500, help='of training')

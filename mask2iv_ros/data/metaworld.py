@@ -179,7 +179,7 @@ class Scene:
         """Change light, colours and the textures of table and floor; None: as Meta-World made them.
 
         `strength` scales all changes; above 1, table and floor take any texture of the scene, not only each
-        other's.
+        other's, and surfaces turn to colours of their own, at 3 completely.
         """
         model = self.model
         for name, values in self.look.items():
@@ -190,7 +190,11 @@ class Scene:
         own = (self.look['geom_rgba'] != np.float32((0.5, 0.5, 0.5, 1))).any(axis=1)
         for colours, varied in ((model.mat_rgba, slice(None)), (model.geom_rgba, own)):
             tints = 1 + strength * (rng.uniform(0.7, 1.15, (len(colours), 3)) - 1)
-            colours[varied, :3] = np.clip(colours[:, :3] * tints, 0, 1)[varied]
+            changed = np.clip(colours[:, :3] * tints, 0, 1)
+            if strength > 1:
+                own_share = min(1.0, (strength - 1) / 2)
+                changed += own_share * (rng.uniform(0, 1, changed.shape) - changed)
+            colours[varied, :3] = changed[varied]
         model.light_diffuse[:] *= np.maximum(
             MIN_LIGHT, 1 + strength * (rng.uniform(0.6, 1.4, (model.nlight, 1)) - 1)
         )
