@@ -33,6 +33,7 @@ from mask2iv_ros.data.sampling import spread_frames
 from mask2iv_ros.labels import OBJECT, close_holes, combine_masks
 
 FPS = 15.0  #: nominal rate of spread frames; the true time of each frame is in `source['frame_times']`
+MIN_LIGHT = 0.4  #: share of a light that strong variation leaves at least
 STEPS_A_SECOND = 80  #: of Meta-World's control: 5 simulator steps of 2.5 ms each
 SUPERSAMPLING = 2  #: RGB is rendered this many times larger and averaged; OSMesa's own MSAA is slower
 MIN_VISIBLE = 60 / (240 * 320)  #: share of the first picture that the object of an episode covers at least
@@ -174,8 +175,12 @@ class Scene:
         d.qpos[:], d.qvel[:], d.mocap_pos[:], d.mocap_quat[:] = state
         mujoco.mj_forward(self.model, d)
 
-    def vary(self, rng: np.random.Generator | None):
-        """Change light, colours and the textures of table and floor; None: as Meta-World made them."""
+    def vary(self, rng: np.random.Generator | None, strength: float = 1.0):
+        """Change light, colours and the textures of table and floor; None: as Meta-World made them.
+
+        `strength` scales all changes; above 1, table and floor take any texture of the scene, not only each
+        other's, and surfaces turn to colours of their own, at 3 completely.
+        """
         model = self.model
         for name, values in self.look.items():
             getattr(model, name)[:] = values
@@ -184,11 +189,19 @@ class Scene:
         # A geom of MuJoCo's default grey takes its material's colour; of any other, its own.
         own = (self.look['geom_rgba'] != np.float32((0.5, 0.5, 0.5, 1))).any(axis=1)
         for colours, varied in ((model.mat_rgba, slice(None)), (model.geom_rgba, own)):
-            tints = rng.uniform(0.7, 1.15, (len(colours), 3))
-            colours[varied, :3] = np.clip(colours[:, :3] * tints, 0, 1)[varied]
-        model.light_diffuse[:] *= rng.uniform(0.6, 1.4, (model.nlight, 1))
-        model.light_dir[:] += rng.normal(0, 0.2, (model.nlight, 3))
+            tints = 1 + strength * (rng.uniform(0.7, 1.15, (len(colours), 3)) - 1)
+            changed = np.clip(colours[:, :3] * tints, 0, 1)
+            if strength > 1:
+                own_share = min(1.0, (strength - 1) / 2)
+                changed += own_share * (rng.uniform(0, 1, changed.shape) - changed)
+            colours[varied, :3] = changed[varied]
+        model.light_diffuse[:] *= np.maximum(
+            MIN_LIGHT, 1 + strength * (rng.uniform(0.6, 1.4, (model.nlight, 1)) - 1)
+        )
+        model.light_dir[:] += rng.normal(0, 0.2 * strength, (model.nlight, 3))
         textures = [self.look['mat_texid'][model.mat(name).id] for name in ('table_wood', 'basic_floor')]
+        if strength > 1:
+            textures = [row for row in self.look['mat_texid'] if (row >= 0).any()]
         for name in ('table_wood', 'basic_floor'):
             model.mat_texid[model.mat(name).id] = textures[rng.integers(len(textures))]
 
@@ -216,13 +229,17 @@ class Scene:
 
     def render(self, camera, fovy: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """RGB (H, W, 3) uint8, labels (H, W) uint8 and depth (H, W) float32 metres of the present state."""
+        return self.render_colour(camera, fovy), *self.render_labels(camera, fovy)
+
+    def render_colour(self, camera, fovy: float) -> np.ndarray:
+        """RGB (H, W, 3) uint8 of the present state, without masks or depth."""
         height, width = self.size
         s = SUPERSAMPLING
         self._point(camera, fovy, self.options)
         colour = np.empty((height * s, width * s, 3), dtype=np.uint8)
         self._draw(colour, None)
         colour = colour.reshape(height, s, width, s, 3).mean((1, 3)).round()
-        return colour.astype(np.uint8)[::-1], *self.render_labels(camera, fovy)
+        return colour.astype(np.uint8)[::-1]
 
     def render_labels(self, camera, fovy: float) -> tuple[np.ndarray, np.ndarray]:
         """Labels (H, W) uint8 and depth (H, W) float32 metres of the present state, without drawing RGB."""
