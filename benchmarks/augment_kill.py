@@ -94,7 +94,7 @@ def main() -> None:
         command = ['--model', str(args.model), '--device', 'cpu', '--variants', '2', '--include-source']
 
         def job(name: str) -> list[str]:
-            return ['augment', str(args.source), str(folder / name), *command]
+            return ['augment', str(args.source), str(folder / name), '--ungated', *command]
 
         begin = time.monotonic()
         assert wait(start(mask2iv, job('whole'))) == 0

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from mask2iv_ros.augmentation.job import Job, augment
 from mask2iv_ros.augmentation.method import build_method
+from mask2iv_ros.cli import build_parser
 
 
 class Watched:
@@ -49,11 +50,12 @@ def main() -> None:
     parser.add_argument('--flat', type=int, default=0)
     parser.add_argument('-o', '--out', type=Path, default=Path('benchmarks/results/augment_scale.json'))
     args = parser.parse_args()
-    args.mode = 'same-motion'
+    asked = ['augment', str(args.source), 'out', '--ungated', '--model', args.model, '--device', args.device]
+    command = build_parser().parse_args([*asked, '--steps', str(args.steps)])
     result = {'cpus': os.cpu_count(), 'load_before': os.getloadavg()[0], 'rows': []}
     cameras = args.cameras and tuple(args.cameras)
     job = Job(str(args.source), variants=args.variants, cameras=cameras, other_cameras='drop')
-    build = functools.partial(build_method, args)
+    build = functools.partial(build_method, command)
     with tempfile.TemporaryDirectory() as folder:
         for workers in (0, *args.workers):
             out, start = Path(folder) / f'out_{workers}', time.monotonic()
@@ -72,7 +74,7 @@ def main() -> None:
             notes: list[float] = []
             many = Job(str(args.source), variants=args.flat, cameras=cameras, other_cameras='drop')
             start = time.monotonic()
-            report = augment(many, Path(folder) / 'flat', functools.partial(build_watched, args, notes))
+            report = augment(many, Path(folder) / 'flat', functools.partial(build_watched, command, notes))
             result['memory'] = {
                 'episodes': report.counts['generated'],
                 'megabytes': notes[:: max(1, len(notes) // 100)],

@@ -18,6 +18,9 @@ from mask2iv_ros.resources import config_path
 #: wait for each other, and on a busy machine stall: `generate` took five times the CPU time.
 ENVIRONMENT = {'HF_HUB_OFFLINE': '1', 'TRANSFORMERS_OFFLINE': '1', 'OMP_WAIT_POLICY': 'PASSIVE'}
 
+#: What `mask2iv augment --change` takes (`mask2iv_ros.augmentation.method.CHANGES`, whose import is slow).
+CHANGES = ('object', 'background', 'light', 'distractors')
+
 SOURCE_HELP = 'folder of LeRobot v3, BridgeData V2, HOI4D, rosbag2 or a prepared benchmark, or HDF5 file(s)'
 
 
@@ -118,6 +121,18 @@ def train_inverse_dynamics(args: argparse.Namespace) -> None:
         report = training.add_generated_errors(args.out, reader, args.generate, method)
     print(training.report_table(report))
     print(f'{args.out}: model and {training.REPORT}')
+
+
+def train_segmenter(args: argparse.Namespace) -> None:
+    from mask2iv_ros.data.episodes import open_dataset
+    from mask2iv_ros.training.segmenter import train_segmenter
+
+    report = train_segmenter(open_dataset(args.data), args.out, max_minutes=args.max_minutes, seed=args.seed)
+    if report is None:
+        print('stopped before its schedule ended; the same command continues it')
+        return
+    print(json.dumps(report, indent=2))
+    print(f'{args.out / "segmenter"}: IoU by label on held-out frames is in {args.out / "report.json"}')
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -244,7 +259,7 @@ def augment(args: argparse.Namespace) -> None:
     import functools
 
     from mask2iv_ros.augmentation.job import Job, augment
-    from mask2iv_ros.augmentation.method import build_method, method_facts
+    from mask2iv_ros.augmentation.method import build_method, build_thresholds, method_facts
 
     job = Job(
         source=str(args.source),
@@ -261,7 +276,7 @@ def augment(args: argparse.Namespace) -> None:
         options={'split': args.split} if args.split else {},
     )
     build = functools.partial(build_method, args)
-    report = augment(job, args.out, build, executor=args.executor, workers=args.workers)
+    report = augment(job, args.out, build, build_thresholds(args), args.executor, args.workers)
     told = [f'{count} {kind}' for kind, count in report.counts.items() if kind != 'frames']
     print(f'{args.out}: episodes {", ".join(told)}', end='')
     print(f'; {report.episodes_per_hour:.0f} an hour' if report.episodes_per_hour else '')
@@ -346,8 +361,8 @@ def demo(args: argparse.Namespace) -> None:
     run_demo(args.out, args.scene, args.seed, args.task)
 
 
-#: Commands of two words; data whose folder is called as the second are given as ./inverse-dynamics.
-TWO_WORDS = ('train inverse-dynamics',)
+#: Commands of two words; data whose folder is called as the second are given as ./segmenter.
+TWO_WORDS = ('train inverse-dynamics', 'train segmenter')
 
 
 class _Parser(argparse.ArgumentParser):
@@ -471,6 +486,18 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     sub.add_argument('--model', default='', help='model folder for --generate; empty: the embedded one')
 
+    sub = command(
+        train_segmenter,
+        'learn to read masks off frames, from a dataset that has both, for the gates of `mask2iv augment`',
+        'train segmenter',
+    )
+    sub.add_argument('data', type=Path, help=SOURCE_HELP + ', with masks')
+    sub.add_argument('out', type=Path, help='folder for model and report; a stopped run is continued')
+    sub.add_argument('--seed', type=int, default=0, help='of weights and batches')
+    sub.add_argument(
+        '--max-minutes', type=float, help='stop after the step in which it ends; the same command continues'
+    )
+
     sub = command(prepare, "make one of the paper's two benchmarks: clips, captions and splits in a manifest")
     sub.add_argument('benchmark', choices=['hoi4d', 'bridge'], help='which')
     sub.add_argument('source', type=Path, help='folder of HOI4D, or of raw BridgeData V2')
@@ -519,6 +546,41 @@ def build_parser() -> argparse.ArgumentParser:
         choices=['same-motion', 'new-motion'],
         default='same-motion',
         help='same-motion: new looks, actions as recorded; new-motion: actions by inverse dynamics',
+    )
+    sub.add_argument(
+        '--segmenter',
+        type=Path,
+        help='folder of `mask2iv train segmenter`: measures each episode; what fails a gate is left out',
+    )
+    sub.add_argument('--ungated', action='store_true', help='keep every episode, unmeasured')
+    sub.add_argument(
+        '--gates', nargs='+', default=[], metavar='GATE=VALUE', help='other thresholds; off switches one off'
+    )
+    sub.add_argument(
+        '--inverse-dynamics',
+        type=Path,
+        help='folder of `mask2iv train inverse-dynamics`: tells the actions of new motions, and measures '
+        'those of new looks',
+    )
+    sub.add_argument(
+        '--change', nargs='+', choices=CHANGES, help='what new looks change; any of it if left out'
+    )
+    sub.add_argument(
+        '--keep',
+        choices=['nothing', 'background', 'everything'],
+        default='background',
+        help='what the model does not draw: the background of a still camera is the recorded one in the new '
+        'look; everything: each recorded frame is repainted by its masks',
+    )
+    sub.add_argument(
+        '--pictures', nargs='+', metavar='CAMERA=FILE', help='first frames that are given, in place of looks'
+    )
+    sub.add_argument('--texts', nargs='+', default=[], help='tasks of new motions; their own if left out')
+    sub.add_argument(
+        '--goal-shift',
+        type=float,
+        default=0.3,
+        help="how far goals of new motions are from the recorded ones, in parts of the object's way",
     )
     sub.add_argument('--variants', type=int, default=3, help='new episodes for each recorded one')
     sub.add_argument('--cameras', nargs='+', help='cameras to generate; all with masks if left out')

@@ -26,7 +26,7 @@ from lerobot.datasets import LeRobotDataset, delete_episodes, merge_datasets, sp
 from lerobot.datasets.feature_utils import features_equal_for_merge
 
 from mask2iv_ros.augmentation.job import Job, augment, draw_seed, part_name
-from mask2iv_ros.augmentation.method import tint
+from mask2iv_ros.augmentation.looks import Looks
 from mask2iv_ros.augmentation.output import SIDECAR, grouped_split, safe_eval_split
 from mask2iv_ros.augmentation.same_motion import SameMotion
 from mask2iv_ros.cli import main
@@ -79,7 +79,7 @@ def build_tiny():
     """Method of the tiny model, and no measure."""
     pipeline = build_tiny_pipeline()
     pipeline.set_progress_bar_config(disable=True)
-    return SameMotion(pipeline, tint), None
+    return SameMotion(pipeline, Looks()), None
 
 
 @dataclass
@@ -447,7 +447,8 @@ def run_job(source, out):
 
 def test_a_killed_job_goes_on_and_ends_as_if_nothing_had_been(source, made, tmp_path):
     code = f'from test_augment_job import run_job; run_job({str(source)!r}, {str(tmp_path / "out")!r})'
-    process = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.DEVNULL)
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)}
+    process = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.DEVNULL, env=environment)
     parts = tmp_path / 'out.parts'
     while len(finished := list(parts.glob('episode_*'))) < 3:
         assert process.poll() is None
@@ -494,6 +495,8 @@ def test_ray_makes_the_same_although_a_worker_dies(source, tmp_path):
 def test_the_command_makes_a_dataset_and_its_exit_status_tells_failures(source, tmp_path, capsys):
     model = build_tiny_model(tmp_path / 'model')
     command = ['augment', str(source), str(tmp_path / 'out'), '--model', str(model), '--variants', '1']
+    assert main([*command, '--device', 'cpu', '--other-cameras', 'keep']) == 1  # nothing measures
+    command.append('--ungated')
     assert main([*command, '--other-cameras', 'keep', '--device', 'cpu', '--license', 'mit']) == 0
     assert 'episodes 4 generated, 0 recorded, 0 rejected, 0 failed' in capsys.readouterr().out
     assert (tmp_path / 'out/README.md').read_text().startswith('---\nlicense: mit\n')

@@ -165,7 +165,7 @@ def test_every_command_explains_every_argument():
     parser = build_parser()
     commands = next(a.choices for a in parser._actions if a.choices and 'generate' in a.choices)
     names = {'simulate', 'train', 'generate', 'demo', 'convert', 'show', 'import', 'segment', 'prepare'}
-    names |= {'evaluate'}
+    names |= {'evaluate', 'augment', 'train inverse-dynamics', 'train segmenter'}
     assert set(commands) == names
     for command in commands.values():
         assert command.description

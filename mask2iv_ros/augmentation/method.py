@@ -3,37 +3,95 @@
 from __future__ import annotations
 
 import argparse
+import functools
+from dataclasses import fields
+from pathlib import Path
 
-import numpy as np
-
+from mask2iv_ros.augmentation.gates import Thresholds, measure
 from mask2iv_ros.augmentation.job import Measure, Method
+from mask2iv_ros.augmentation.looks import Looks, Pictures
 from mask2iv_ros.augmentation.same_motion import SameMotion
+from mask2iv_ros.weights import default_model_path, hash_weights, unpack
+
+#: What `Looks` can change.
+CHANGES = ('object', 'background', 'light', 'distractors')
 
 
 def build_method(args: argparse.Namespace) -> tuple[Method, Measure | None]:
     """The method that the command line asks for, and what measures its episodes for the gates."""
+    from mask2iv_ros.augmentation.new_motion import NewMotion
+    from mask2iv_ros.models.inverse_dynamics import InverseDynamics
+    from mask2iv_ros.models.segmenter import Segmenter
     from mask2iv_ros.pipelines.loading import load_pipeline
 
-    if args.mode != 'same-motion':
-        raise ValueError(f'mode {args.mode!r}: expected same-motion')
     pipeline = load_pipeline(args.model, args.device)
     pipeline.set_progress_bar_config(disable=True)
     if args.steps:
         pipeline.register_to_config(num_inference_steps=args.steps)
-    return SameMotion(pipeline, tint), None
+    dynamics = InverseDynamics.load(args.inverse_dynamics) if args.inverse_dynamics else None
+    if args.mode == 'new-motion':
+        method = NewMotion(pipeline, dynamics, args.goal_shift, args.texts)
+    else:
+        method = SameMotion(pipeline, build_edit(args), args.keep)
+    if args.segmenter is None:
+        return method, None
+    segmenter = Segmenter.from_pretrained(args.segmenter, local_files_only=True).to(pipeline.device).eval()
+    window = pipeline.config.num_frames
+    return method, functools.partial(
+        measure, segmenter=segmenter, inverse_dynamics=dynamics, window=window
+    )  # fmt: skip
+
+
+def build_edit(args: argparse.Namespace) -> Looks | Pictures:
+    """What is done to first frames."""
+    if args.pictures:
+        from mask2iv_ros.data.images import read_image
+
+        files = dict(_pair(text, 'CAMERA=FILE') for text in args.pictures)
+        return Pictures({camera: read_image(Path(file)) for camera, file in files.items()}, files)
+    return Looks(**{part: 0 for part in CHANGES if args.change and part not in args.change})
+
+
+def build_thresholds(args: argparse.Namespace) -> Thresholds | None:
+    """The gates that the command line asks for; None for an ungated job.
+
+    Raises:
+        ValueError: nothing measures, and nobody said that this is wanted; or there is no such gate.
+    """
+    if args.segmenter is None:
+        if not args.ungated:
+            raise ValueError(
+                'nothing measures whether generated robots do what the actions say: give --segmenter '
+                '(`mask2iv train segmenter` makes one), or say --ungated'
+            )
+        return None
+    names = [gate.name for gate in fields(Thresholds)]
+    values = {}
+    for text in args.gates:
+        name, value = _pair(text, 'GATE=VALUE')
+        if name not in names:
+            raise ValueError(f'--gates: expected one of {", ".join(names)}, got {name!r}')
+        values[name] = None if value == 'off' else float(value)
+    return Thresholds(**values)
 
 
 def method_facts(args: argparse.Namespace) -> dict:
     """What the provenance of an episode says of the method; JSON-serialisable."""
-    from mask2iv_ros.weights import default_model_path, hash_weights
+    facts = {
+        'model': args.model or 'mask2iv-sim',
+        'weights': hash_weights(unpack(Path(args.model) if args.model else default_model_path())),
+        'steps': args.steps or None,
+    }
+    for name in ('segmenter', 'inverse_dynamics'):
+        if folder := getattr(args, name):
+            facts[name] = {'path': str(folder), 'weights': hash_weights(folder)}
+    if args.mode == 'new-motion':
+        return {**facts, 'goal_shift': args.goal_shift, 'texts': args.texts}
+    return {**facts, 'keep': args.keep, 'change': args.change or list(CHANGES), 'pictures': args.pictures}
 
-    model = args.model or default_model_path()
-    return {'model': args.model or 'mask2iv-sim', 'weights': hash_weights(model), 'steps': args.steps or None}
 
-
-def tint(frame: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Give object and background each another tint."""
-    edited = frame.astype(np.float32)
-    for mask in (labels == 0, labels == 1):
-        edited[mask] *= rng.uniform(0.4, 1.3, 3)
-    return edited.clip(0, 255).astype(np.uint8)
+def _pair(text: str, form: str) -> tuple[str, str]:
+    name, equals, value = text.partition('=')
+    if not (name and equals and value):
+        raise ValueError(f'expected {form}, got {text!r}')
+    return name, value
