@@ -37,12 +37,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from mask2iv_ros import labels as lb
-from mask2iv_ros.data.metaworld_execution import (
-    FIRST_SEED,
-    PUBLISHED_CAMERAS,
-    PUBLISHED_TASKS,
-    ExecutionScene,
-)
+from mask2iv_ros.data.metaworld_execution import FIRST_SEED, PUBLISHED_CAMERAS, ExecutionScene
+from mask2iv_ros.data.metaworld_tasks import PUBLISHED_TASKS
 from mask2iv_ros.framing import Framing
 from mask2iv_ros.pictures import write_video
 from mask2iv_ros.planning.arm_appearance import ArmAppearance

@@ -426,7 +426,8 @@ def build_parser() -> argparse.ArgumentParser:
         '--size',
         default='sim8',
         help='tiny, small (48 tasks, minutes) or full (48 tasks, hours): three cameras, held-out tasks and '
-        'camera, depth; sim8: what trained mask2iv-sim, 8 tasks from one camera',
+        'camera, depth; execution: 14 tasks, also from the cameras plans are executed with; sim8: 8 tasks '
+        'from one camera',
     )
     sub.add_argument('--tasks', nargs='+', metavar='TASK', help='only these Meta-World tasks')
     sub.add_argument('--episodes', type=int, help='training episodes a task, instead of those of the size')

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from mask2iv_ros.clip import Camera, InteractionClip
 from mask2iv_ros.data.lerobot import VIDEO_KEY, LeRobotClipWriter
 from mask2iv_ros.data.lerobot_reader import LeRobotReader
-from mask2iv_ros.data.metaworld_tasks import SIM8_TASKS, TASKS, VIEWS, Task, View
+from mask2iv_ros.data.metaworld_tasks import FIXED_VIEWS, SIM8_TASKS, TASKS, VIEWS, Task, View
 from mask2iv_ros.data.sampling import spread_frames
 from mask2iv_ros.labels import OBJECT, close_holes, combine_masks
 
@@ -43,7 +43,7 @@ MAX_DEPTH = 10.0  #: metres; farther is sky and becomes 0
 FIRST_SEED = {'train': 0, 'test': 1_000_000, 'test_camera': 1_000_000, 'test_tasks': 2_000_000}
 RETRY_STRIDE = 100_000  #: where a seed will not do, the one that many further takes its place ...
 #: What a dataset was made with that does not say so.
-UNTOLD = {'paraphrase': False, 'variation': False, 'stride': None, 'camera_jitter': 1.0}
+UNTOLD = {'paraphrase': False, 'variation': False, 'stride': None, 'camera_jitter': 1.0, 'late_starts': False}
 MAX_RETRIES = 9  #: ... at most so often, which stays inside the split
 
 COMMIT_EVERY = 32  #: episodes; a killed run loses no more
@@ -52,6 +52,9 @@ OPEN_SCENES = 8  #: kept in memory a process, some 85 MB each; opening one takes
 DEFAULT_CAMERA = next(iter(VIEWS))
 ACTOR_GROUP = 5  #: MuJoCo geom group that no Meta-World model uses; lets the arm be left out of a picture
 VARIED = ('mat_rgba', 'geom_rgba', 'mat_texid', 'light_diffuse', 'light_dir')  #: what `variation` changes
+
+CORNER2_POSITION = (0.75, 0.075, 0.7)  #: metres; where LeRobot puts corner2, which else sees the table's legs
+FREE_FOVY = 45.0  #: of free cameras, which fixed ones do not use
 
 # How far a seed may move each value of a scene (degrees, metres).
 ANGLE_JITTER, DISTANCE_JITTER, LOOKAT_JITTER, HAND_JITTER = 4.0, 0.04, 0.02, 0.03
@@ -344,6 +347,31 @@ def draw_scene(
     return hand_offset, poses
 
 
+def fixed_camera(scene: Scene, name: str) -> tuple[object, Camera]:
+    """MuJoCo's camera and the calibration of one of Meta-World's own cameras, upright. Keeps the state."""
+    import mujoco
+
+    model, data = scene.model, scene.data
+    number = model.camera(name).id
+    if name == 'corner2':
+        model.cam_pos[number] = CORNER2_POSITION
+    mujoco.mj_forward(model, data)
+    if data.cam_xmat[number].reshape(3, 3)[2, 1] < 0:  # the picture would be upside down
+        turned = np.empty(4)
+        mujoco.mju_mulQuat(turned, model.cam_quat[number], np.array((0.0, 0.0, 0.0, 1.0)))
+        model.cam_quat[number] = turned
+        mujoco.mj_forward(model, data)
+    camera = mujoco.MjvCamera()
+    camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, number
+    height, width = scene.size
+    focal = 0.5 * height / np.tan(np.radians(model.cam_fovy[number]) / 2)
+    pose = np.eye(4)
+    pose[:3, :3] = data.cam_xmat[number].reshape(3, 3) * (1, -1, -1)  # OpenGL's axes to optical ones
+    pose[:3, 3] = data.cam_xpos[number]
+    intrinsics = np.array(((focal, 0, (width - 1) / 2), (0, focal, (height - 1) / 2), (0, 0, 1.0)))
+    return camera, Camera(intrinsics, pose)
+
+
 def camera_calibration(camera, fovy: float, height: int, width: int) -> Camera:
     """`Camera` of a free MuJoCo camera; pixel centres are at whole numbers. `fovy` in degrees."""
     focal = 0.5 * height / np.tan(np.radians(fovy) / 2)
@@ -370,6 +398,7 @@ def record_clips(
     variation: bool = False,
     stride: int | None = None,
     camera_jitter: float = 1.0,
+    late_starts: bool = False,
     on_frame: Callable[[Scene, dict], None] | None = None,
 ) -> dict[str, InteractionClip]:
     """Play the expert of `task` once on the scene of `seed` and film it with every camera.
@@ -383,12 +412,13 @@ def record_clips(
     `source` tells whether the expert solved the task ('success') and the simulated seconds ('frame_times').
 
     Args:
-        cameras: names in `VIEWS`; what one of them sees does not depend on the others.
+        cameras: names in `VIEWS` and `FIXED_VIEWS`; what one sees does not depend on the others.
         paraphrase: draw one of the task's texts; otherwise the first.
         variation: draw light, colours, and textures of table and floor; double the range of camera poses.
         stride: simulator steps (12.5 ms) between frames, of which there are as many as the episode lasts;
             4 gives 20 frames a second. None: `num_frames` frames spread over the episode.
         camera_jitter: how far a seed moves the cameras; 0 for cameras that always stand where `VIEWS` says.
+        late_starts: half of the seeds begin somewhere in the first 70 % of the way; not with `stride`.
         on_frame: called with the scene in the state of each frame and a dict of the cameras' MuJoCo poses, to
             measure what no camera sees.
 
@@ -396,11 +426,9 @@ def record_clips(
         A clip a camera, in the order asked for.
 
     Raises:
-        ValueError: `task` is not in `TASKS`, a camera not in `VIEWS`, or `stride` gives no whole rate.
+        ValueError: unknown `task` or camera, or `stride` gives no whole rate.
     """
-    for camera in cameras:
-        if camera not in VIEWS:
-            raise ValueError(f'unknown camera {camera!r}; known: {", ".join(VIEWS)}')
+    _check_cameras(cameras)
     scene = _scene(task, height, width)
     fps = FPS if stride is None else frame_rate(stride)
     hand_offset, poses = draw_scene(task, seed, variation, camera_jitter)
@@ -410,11 +438,20 @@ def record_clips(
 
     states, hands, commands, success = scene.run_expert(seed, hand_offset)
     if stride is None:
-        kept = spread_frames(len(states), num_frames)
+        begin = _late_start(seed, len(states)) if late_starts else 0
+        kept = begin + spread_frames(len(states) - begin, num_frames)
         ends = np.append(kept[1:] - 1, kept[-1])
     else:
         kept = np.arange(0, len(states), stride)
         ends = np.minimum(kept + stride, len(states)) - 1
+    views = {}  # MuJoCo's camera, its field of view, and calibration
+    for name in cameras:
+        if name in FIXED_VIEWS:
+            fixed, calibration = fixed_camera(scene, FIXED_VIEWS[name])
+            views[name] = fixed, FREE_FOVY, calibration
+        else:
+            fovy = VIEWS[name].fovy
+            views[name] = poses[name], fovy, camera_calibration(poses[name], fovy, height, width)
     pictures = {name: [] for name in cameras}
     contact = []
     for index in kept:
@@ -423,7 +460,7 @@ def record_clips(
         if on_frame is not None:
             on_frame(scene, poses)
         for name in cameras:
-            pictures[name].append(scene.render(poses[name], VIEWS[name].fovy))
+            pictures[name].append(scene.render(*views[name][:2]))
     clips = {}
     for name in cameras:
         frames, labels, depth = (np.stack(view) for view in zip(*pictures[name], strict=True))
@@ -432,13 +469,13 @@ def record_clips(
             labels=labels,
             task=text,
             fps=fps,
-            goal=scene.render_goal(poses[name], VIEWS[name].fovy),
+            goal=scene.render_goal(*views[name][:2]),
             goal_point=scene.object_centre(),
             contact=np.array(contact),
             actions=commands[ends],
             states=hands[kept],
             depth=depth,
-            camera=camera_calibration(poses[name], VIEWS[name].fovy, height, width),
+            camera=views[name][2],
             source={
                 'dataset': 'metaworld',
                 'task': task,
@@ -447,11 +484,24 @@ def record_clips(
                 'variation': variation,
                 'stride': stride,
                 'camera_jitter': camera_jitter,
+                'late_starts': late_starts,
                 'success': success is not None,
                 'frame_times': [round(float(i) * scene.env.dt, 6) for i in kept],
             },
         )
     return clips
+
+
+def _check_cameras(cameras: Sequence[str]) -> None:
+    known = {**VIEWS, **FIXED_VIEWS}
+    for camera in cameras:
+        if camera not in known:
+            raise ValueError(f'unknown camera {camera!r}; known: {", ".join(known)}')
+
+
+def _late_start(seed: int, length: int) -> int:
+    rng = np.random.default_rng((seed, 4))
+    return int(rng.uniform(0, 0.7) * length) if rng.random() < 0.5 else 0
 
 
 def frame_rate(stride: int) -> float:
@@ -536,14 +586,15 @@ def simulate(
     depth: bool = False,
     stride: int | None = None,
     camera_jitter: float = 1.0,
+    late_starts: bool = False,
 ) -> dict:
     """Make (or continue) the LeRobot dataset `out/<split>` of `episodes` episodes of each task.
 
     Episodes are ordered by index, then by task, whatever the number of worker processes, so a larger dataset
     begins with the smaller one. A killed run is continued by the same call. `cameras`, `paraphrase`,
-    `variation`, `stride` and `camera_jitter` as in `record_clips`; `depth` stores depth too. The defaults
-    make the data that trained mask2iv-sim; `SIZES` in `metaworld_tasks` has what to ask for to make the
-    benchmark.
+    `variation`, `stride`, `camera_jitter`, `late_starts` as in `record_clips`; `depth` stores depth too. The
+    defaults make the data that trained the first mask2iv-sim; `SIZES` in `metaworld_tasks` has what to ask
+    for to make the benchmark.
 
     Returns:
         The manifest, also written to `out/<split>.json`: settings, task, seed and hash of every episode, and
@@ -557,16 +608,14 @@ def simulate(
     for task in tasks:
         if task not in TASKS:
             raise ValueError(f'unknown task {task!r}; known: {", ".join(TASKS)}')
-    for camera in cameras:
-        if camera not in VIEWS:
-            raise ValueError(f'unknown camera {camera!r}; known: {", ".join(VIEWS)}')
+    _check_cameras(cameras)
     if not 1 <= episodes <= RETRY_STRIDE:
         raise ValueError(f'episodes: expected 1 to {RETRY_STRIDE} a task, got {episodes}')
     root = Path(out) / split
     plan = [(task, index) for index in range(episodes) for task in tasks]
     options = {'cameras': tuple(cameras), 'height': height, 'width': width, 'num_frames': num_frames}
     drawn = {'paraphrase': paraphrase, 'variation': variation}
-    drawn |= {'stride': stride, 'camera_jitter': camera_jitter}
+    drawn |= {'stride': stride, 'camera_jitter': camera_jitter, 'late_starts': late_starts}
     options |= drawn
     with LeRobotClipWriter(root, depth=depth, robot_type='sawyer') as writer:
         done = _sources(root, cameras, (height, width), depth) if root.exists() else []

@@ -12,22 +12,14 @@ import copy
 
 import numpy as np
 
-from mask2iv_ros.clip import Camera
-from mask2iv_ros.data.metaworld import Scene
-from mask2iv_ros.data.metaworld_tasks import TASKS
+from mask2iv_ros.data.metaworld import FREE_FOVY, Scene, fixed_camera
+from mask2iv_ros.data.metaworld_tasks import FIXED_VIEWS, TASKS
 from mask2iv_ros.data.sampling import spread_frames
 from mask2iv_ros.labels import ACTOR
 from mask2iv_ros.planning.execution import Observation
 
-#: The eleven tasks on which AVDC (arXiv 2310.08576) reported; names of `TASKS`.
-PUBLISHED_TASKS = (
-    'door-open', 'door-close', 'basketball', 'shelf-place', 'button-press', 'button-press-topdown',
-    'faucet-close', 'faucet-open', 'handle-press', 'hammer', 'assembly',
-)  # fmt: skip
-PUBLISHED_CAMERAS = ('corner', 'corner2', 'corner3')  #: Meta-World's own fixed cameras
-CORNER2_POSITION = (0.75, 0.075, 0.7)  #: metres; where LeRobot puts corner2, which else sees the table's legs
+PUBLISHED_CAMERAS = tuple(FIXED_VIEWS.values())  #: Meta-World's own fixed cameras
 FIRST_SEED = 4_000_000  #: of execution; no split of the recorded data has seeds so high
-FREE_FOVY = 45.0  #: of free cameras, which the fixed ones here do not use
 #: Where Meta-World's episodes start, metres: the arm's elbow depends on it.
 START_POSITIONS = ((0.0, 0.6, 0.2), (0.0, 0.4, 0.2), (-0.5, 0.6, 0.2), (0.25, 0.5, 0.2))
 
@@ -36,31 +28,11 @@ class ExecutionScene:
     """One task seen by one of Meta-World's fixed cameras; reusable for any number of seeds."""
 
     def __init__(self, task: str, camera: str, height: int = 240, width: int = 320):
-        import mujoco
-
         if camera not in PUBLISHED_CAMERAS:
             raise ValueError(f'unknown camera {camera!r}; known: {", ".join(PUBLISHED_CAMERAS)}')
         self.scene = Scene(task, height, width)
         self.task, self.text, self.dt = task, TASKS[task].text, float(self.scene.env.dt)
-        model, data = self.scene.model, self.scene.data
-        number = model.camera(camera).id
-        if camera == 'corner2':
-            model.cam_pos[number] = CORNER2_POSITION
-        mujoco.mj_forward(model, data)
-        if data.cam_xmat[number].reshape(3, 3)[2, 1] < 0:  # the picture would be upside down
-            turned = np.empty(4)
-            mujoco.mju_mulQuat(turned, model.cam_quat[number], np.array((0.0, 0.0, 0.0, 1.0)))
-            model.cam_quat[number] = turned
-            mujoco.mj_forward(model, data)
-        self.view = mujoco.MjvCamera()
-        self.view.type, self.view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, number
-        focal = 0.5 * height / np.tan(np.radians(model.cam_fovy[number]) / 2)
-        pose = np.eye(4)
-        pose[:3, :3] = data.cam_xmat[number].reshape(3, 3) * (1, -1, -1)  # OpenGL's axes to optical ones
-        pose[:3, 3] = data.cam_xpos[number]
-        self.camera = Camera(
-            np.array(((focal, 0, (width - 1) / 2), (0, focal, (height - 1) / 2), (0, 0, 1.0))), pose
-        )
+        self.view, self.camera = fixed_camera(self.scene, camera)
         self.success, self.steps = False, 0
 
     def reset(self, seed: int):

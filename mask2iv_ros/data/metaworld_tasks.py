@@ -487,6 +487,16 @@ VIEWS = {
 }
 HELD_OUT_CAMERA = 'corner2'  #: never in a training split
 
+#: Meta-World's own cameras, which no seed moves: those through which plans are executed
+#: (`metaworld_execution`), and which the published executor's model was trained on.
+FIXED_VIEWS = {'mw_corner': 'corner', 'mw_corner2': 'corner2', 'mw_corner3': 'corner3'}
+
+#: The eleven tasks on which AVDC (arXiv 2310.08576) executed plans.
+PUBLISHED_TASKS = (
+    'door-open', 'door-close', 'basketball', 'shelf-place', 'button-press', 'button-press-topdown',
+    'faucet-close', 'faucet-open', 'handle-press', 'hammer', 'assembly',
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Split:
@@ -497,6 +507,7 @@ class Split:
     cameras: tuple[str, ...]
     paraphrase: bool = True
     depth: bool = True
+    late_starts: bool = False
 
 
 def _splits(
@@ -513,7 +524,12 @@ def _splits(
 
 _TRAIN_TASKS = tuple(task for task in TASKS if task not in HELD_OUT_TASKS)
 
-#: Splits of each size of the benchmark. `sim8` trained mask2iv-sim: one camera, canonical texts.
+_EXECUTION = (*PUBLISHED_TASKS, 'drawer-open', 'drawer-close', 'push')
+_EXECUTION_CAMERAS = (*(name for name in VIEWS if name != HELD_OUT_CAMERA), *FIXED_VIEWS)
+
+#: Splits of each size of the benchmark. `sim8` trained the first mask2iv-sim: one camera, canonical texts.
+#: `execution` is for models whose plans are executed: also the cameras of the executor, and half of the clips
+#: begin somewhere on the way, as plans do that are made anew.
 SIZES = {
     'tiny': _splits(('drawer-open', 'faucet-close'), ('door-lock',), 2, 1, 1),
     'small': _splits(_TRAIN_TASKS, HELD_OUT_TASKS, 3, 1, 2),
@@ -521,5 +537,9 @@ SIZES = {
     'sim8': {
         'train': Split(SIM8_TASKS, 120, ('front',), paraphrase=False, depth=False),
         'test': Split(SIM8_TASKS, 10, ('front',), paraphrase=False, depth=False),
+    },
+    'execution': {
+        'train': Split(_EXECUTION, 12, _EXECUTION_CAMERAS, depth=False, late_starts=True),
+        'test': Split(_EXECUTION, 2, _EXECUTION_CAMERAS, depth=False, late_starts=True),
     },
 }
