@@ -124,14 +124,14 @@ def main() -> None:
             leftovers = sorted(path.name for path in folder.glob(f'*{name}*') if path.is_dir())
             runs.append({'equal': same, 'lost_or_repeated': lost, 'left': leftovers})
             print(runs[-1], flush=True)
-    result = {
-        'seconds_of_an_uninterrupted_run': round(seconds, 1),
-        'episodes': len(want['episodes']),
-        'frames': want['stats']['index']['count'][0],
-        'kills': kills,
-        'runs': runs,
-    }
-    args.out.write_text(json.dumps(result, indent=2) + '\n')
+            result = {
+                'seconds_of_an_uninterrupted_run': round(seconds, 1),
+                'episodes': len(want['episodes']),
+                'frames': want['stats']['index']['count'][0],
+                'kills': kills,
+                'runs': runs,
+            }
+            args.out.write_text(json.dumps(result, indent=2) + '\n')
 
 
 if __name__ == '__main__':
