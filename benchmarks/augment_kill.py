@@ -1,12 +1,12 @@
 """Does a killed `mask2iv augment` lose or repeat anything? Kills it -9 at random moments; writes JSON.
 
-    mask2iv simulate D --size tiny --tasks push-v3 --episodes 3 --height 48 --width 64
-    python test/tiny_model.py tiny/
+    mask2iv simulate D --size tiny --height 48 --width 64 && python test/tiny_model.py tiny/
     python benchmarks/augment_kill.py D/train tiny/ [--kills 20]
 
-The job is killed and started again, each time after a random time, until it ends; then the next one begins.
-Counted as lost or repeated is each part that was finished before a kill and is gone or newer afterwards. Each
-result is compared with that of a run that nobody killed: records, all columns, decoded frames, statistics.
+Any small LeRobot v3 dataset with masks will do. The job is killed and started again, each time after a
+random time, until it ends; then the next one begins. Counted as lost or repeated is each part that was
+finished before a kill and is gone or newer afterwards. Each result is compared with that of a run that
+nobody killed: records, all columns, decoded frames, statistics.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         command = ['--model', str(args.model), '--device', 'cpu', '--variants', '2', '--include-source']
+        command += ['--other-cameras', 'keep']
 
         def job(name: str) -> list[str]:
             return ['augment', str(args.source), str(folder / name), '--ungated', *command]
@@ -123,14 +124,14 @@ def main() -> None:
             leftovers = sorted(path.name for path in folder.glob(f'*{name}*') if path.is_dir())
             runs.append({'equal': same, 'lost_or_repeated': lost, 'left': leftovers})
             print(runs[-1], flush=True)
-    result = {
-        'seconds_of_an_uninterrupted_run': round(seconds, 1),
-        'episodes': len(want['episodes']),
-        'frames': want['stats']['index']['count'][0],
-        'kills': kills,
-        'runs': runs,
-    }
-    args.out.write_text(json.dumps(result, indent=2) + '\n')
+            result = {
+                'seconds_of_an_uninterrupted_run': round(seconds, 1),
+                'episodes': len(want['episodes']),
+                'frames': want['stats']['index']['count'][0],
+                'kills': kills,
+                'runs': runs,
+            }
+            args.out.write_text(json.dumps(result, indent=2) + '\n')
 
 
 if __name__ == '__main__':

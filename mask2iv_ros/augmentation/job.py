@@ -119,7 +119,8 @@ class Report:
         dropped_by_gate: gate -> episodes that it dropped; one may fail several.
         failed: reasons, one a failed episode.
         complete: whether the output is there. It is not where the machine failed; the same command goes on.
-        episodes_per_hour: generated in this run, rejected ones included; None if none was.
+        episodes_per_hour: generated in this run since the model was loaded, rejected ones included; None if
+            none was.
     """
 
     counts: dict[str, int]
@@ -382,7 +383,7 @@ def _layout(reader: EpisodeReader, job: Job) -> tuple[dict[str, list[str]], outp
 def _run(
     worker: Worker, order: list[tuple[int, int]], executor: str, workers: int | None
 ) -> tuple[list[Outcome], int, float]:
-    """Make all parts that are not there; returns failures, number of episodes generated, and seconds."""
+    """Make all parts that are not there; returns failures, number of episodes generated, and its seconds."""
     done = {path.name.removesuffix('.json') for path in worker.parts.glob('episode_*')}
     tasks: dict[int, list[int]] = {}
     for episode, variant in order:
@@ -393,12 +394,15 @@ def _run(
         raise ValueError(f'executor {executor!r}: expected {" or ".join(runs)}')
     counts = Counter(path.suffix for path in worker.parts.glob('episode_*'))
     bar = {'kept': counts[''], 'rejected': counts['.json'], 'failed': 0}
-    failures, generated, full, start = [], 0, 0, time.monotonic()
+    failures, generated, full = [], 0, 0
     if not tasks:
         return failures, generated, 0.0
+    outcomes = runs[executor](worker, tasks, workers)
+    next(outcomes)
+    start = time.monotonic()
     with tqdm(total=len(order), initial=sum(counts.values()), unit='episode', desc='augment') as progress:
         progress.set_postfix(bar)
-        for outcome in runs[executor](worker, tasks, workers):
+        for outcome in outcomes:
             bar[outcome.kind] += 1
             generated += outcome.variant > 0 and outcome.kind != 'failed'
             progress.set_postfix(bar, refresh=False)
@@ -412,14 +416,16 @@ def _run(
     return failures, generated, time.monotonic() - start
 
 
-def _run_here(worker: Worker, tasks: dict[int, list[int]], _: int | None) -> Iterator[Outcome]:
+def _run_here(worker: Worker, tasks: dict[int, list[int]], _: int | None) -> Iterator[Outcome | None]:
+    """Outcomes; before them None, when all is loaded."""
     worker.ready()
+    yield
     for episode, variants in tasks.items():
         yield from worker.run(episode, variants)
 
 
-def _run_on_ray(worker: Worker, tasks: dict[int, list[int]], workers: int | None) -> Iterator[Outcome]:
-    """Actors hold the model; an episode with its variants is a task; Ray restarts and retries what died."""
+def _run_on_ray(worker: Worker, tasks: dict[int, list[int]], workers: int | None) -> Iterator[Outcome | None]:
+    """As `_run_here`. Actors hold the model, episodes are tasks; Ray restarts and retries what died."""
     try:
         import ray
     except ImportError as error:
@@ -437,6 +443,7 @@ def _run_on_ray(worker: Worker, tasks: dict[int, list[int]], workers: int | None
         arguments = (worker.job, worker.parts, worker.form, worker.names, worker.thresholds, worker.build)
         idle = [actor.remote(*arguments) for _ in range(min(count, len(tasks)))]
         ray.get([each.ready.remote() for each in idle])
+        yield
         waiting, running = list(tasks.items())[::-1], {}
         while waiting or running:
             while waiting and idle:
