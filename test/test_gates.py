@@ -84,6 +84,10 @@ def _erase_object(frames):
     frames[10:, 28:42, 38:54] = 90
 
 
+def _fade(frames):
+    frames[5:] = frames[5:] // 2 + 60
+
+
 def _blur(frames):
     for frame in frames[1:]:
         frame[:] = cv2.GaussianBlur(frame, (0, 0), 3)
@@ -97,6 +101,7 @@ def _blur(frames):
         (_shift_actor, 'actor_iou'),
         (_erase_object, 'object_permanence'),
         (_swap_halves, 'seam_jump'),
+        (_fade, 'look_drift'),
         (_blur, 'sharpness'),
     ],
 )

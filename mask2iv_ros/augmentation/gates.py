@@ -47,8 +47,10 @@ class Thresholds:
         actor_centroid: most distance of their centroids in pixels at the segmenter's size, 90th percentile
             over frames 1..; a frame where the actor is asked for and not seen counts as its height.
         object_permanence: least share of the frames with an object asked for in which it is seen.
+        look_drift: most by which the mean colour (of 255) of background, object or actor moves away from
+            frame 0, more than in the source.
         seam_jump: most change of the picture over a border of two windows, as a multiple of the change of
-            the steps beside it.
+            the steps beside it; with the source's own masks, of the source's multiple at the same step.
         near_duplicate: least difference (of 255) to the source and to the other variants.
         sharpness: least sharpness of frames 1.. relative to frame 0, as a share of the source's.
         cycle_error: most mean difference of the actions that inverse dynamics reads off the generated frames
@@ -58,6 +60,7 @@ class Thresholds:
     actor_iou: float | None = 0.5
     actor_centroid: float | None = 12.0
     object_permanence: float | None = 0.7
+    look_drift: float | None = 30.0
     seam_jump: float | None = 5.0
     near_duplicate: float | None = 3.0
     sharpness: float | None = 0.3
@@ -146,7 +149,8 @@ def _measure_camera(
         'actor_iou': actor_iou(seen, asked),
         'actor_centroid': actor_centroid(seen, asked),
         'object_permanence': object_permanence(seen, asked),
-        'seam_jump': seam_jump(frames, window),
+        'look_drift': look_drift(frames, asked) - look_drift(recorded, recorded_labels),
+        'seam_jump': seam_jump(frames, window, recorded if np.array_equal(asked, recorded_labels) else None),
         'near_duplicate': min(difference(frames, asked, *reference) for reference in references),
         'sharpness': sharpness(frames, asked) / sharpness(recorded, recorded_labels),
     }
@@ -187,20 +191,45 @@ def seam_steps(length: int, window: int) -> np.ndarray:
     return np.diff(made_by) != 0
 
 
-def seam_jump(frames: np.ndarray, window: int) -> float:
+def look_drift(frames: np.ndarray, labels: np.ndarray) -> float:
+    """The largest distance (of 255) of a label's mean colour over frames 1.. to that in frame 0.
+
+    Of (T, H, W, 3) frames by their (T, H, W) labels; a label that frame 0 or all others lack does not count.
+    """
+    distances = [0.0]
+    for label in lb.LABEL_NAMES:
+        mask = labels == label
+        if mask[0].any() and mask[1:].any():
+            away = frames[1:][mask[1:]].mean(axis=0) - frames[0][mask[0]].mean(axis=0)
+            distances.append(float(np.abs(away).mean()))
+    return max(distances)
+
+
+def seam_jump(frames: np.ndarray, window: int, recorded: np.ndarray | None = None) -> float:
     """The largest change over a seam of (T, H, W, 3) frames, as a multiple of the median change around it.
 
     Key frames, which the first window spreads over the clip, have seams on both sides. nan without seams.
+
+    Args:
+        recorded: a video of the same motion, whose own multiple at each step each is divided by.
     """
     seams = seam_steps(len(frames), window)
     if not seams.any():
         return float('nan')
+    jumps = _jumps(frames)
+    if recorded is not None:
+        jumps = jumps / _jumps(recorded)
+    return float(jumps[seams].max())
+
+
+def _jumps(frames: np.ndarray) -> np.ndarray:
+    """(T - 1,) change of each step as a multiple of the median of those around it."""
     change = np.abs(np.diff(frames.astype(np.int16), axis=0)).mean(axis=(1, 2, 3)) + STILL_CHANGE
-    ratios = []
-    for step in np.flatnonzero(seams):
+    jumps = np.empty(len(change))
+    for step in range(len(change)):
         around = np.arange(max(0, step - SEAM_REACH), min(len(change), step + SEAM_REACH + 1))
-        ratios.append(change[step] / np.median(change[around[around != step]]))
-    return float(max(ratios))
+        jumps[step] = change[step] / np.median(change[around[around != step]])
+    return jumps
 
 
 def difference(

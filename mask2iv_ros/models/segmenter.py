@@ -96,5 +96,6 @@ class Segmenter(ModelMixin, ConfigMixin):
         seen = [
             self(part, pixels[:1].expand_as(part), painted.expand(len(part), *size)).argmax(dim=1)
             for part in pixels[1:].split(BATCH)
+            if len(part)
         ]
         return np.concatenate([labels[None], *(part.to('cpu', torch.uint8).numpy() for part in seen)])
