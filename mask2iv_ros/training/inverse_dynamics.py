@@ -43,7 +43,7 @@ class InverseDynamicsOptions(Checked):
     learning_rate: float = 1e-3
     batch_size: int = 16
     chunk: int = 4
-    sample_size: tuple[int, int] = (48, 64)
+    sample_size: Sequence[int] = (48, 64)
     without_frames: float = 0.25
     without_masks: float = 0.25
     seed: int = 0
@@ -51,6 +51,7 @@ class InverseDynamicsOptions(Checked):
     MINIMA = {'steps': 1, 'batch_size': 1, 'chunk': 1}  # noqa: RUF012
 
     def __post_init__(self):
+        self.sample_size = list(self.sample_size)  # as JSON has it
         self.check()
 
 
@@ -140,8 +141,11 @@ def train_inverse_dynamics(
         ema_decay=None,
         mixed_precision='bf16',
     )
+    objective = asdict(options)
+    for name in ('steps', 'learning_rate', 'batch_size', 'seed'):  # those may change, or are checked anyway
+        del objective[name]
     trainer = Trainer(
-        InverseDynamicsModel(**config), out / 'run', schedule, options.seed, data.digest, asdict(options)
+        InverseDynamicsModel(**config), out / 'run', schedule, options.seed, data.digest, objective
     )
     loss = Pairs(data, training, options, trainer)
     if not trainer.run(loss, max_minutes):
