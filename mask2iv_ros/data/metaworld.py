@@ -37,6 +37,7 @@ MIN_LIGHT = 0.4  #: share of a light that strong variation leaves at least
 STEPS_A_SECOND = 80  #: of Meta-World's control: 5 simulator steps of 2.5 ms each
 SUPERSAMPLING = 2  #: RGB is rendered this many times larger and averaged; OSMesa's own MSAA is slower
 MIN_VISIBLE = 60 / (240 * 320)  #: share of the first picture that the object of an episode covers at least
+MIN_VISIBLE_FAR = 20 / (240 * 320)  #: the same for `FIXED_VIEWS`, which stand farther away
 MAX_DEPTH = 10.0  #: metres; farther is sky and becomes 0
 
 #: First seed of each split. Splits share no seed but one pair: `test_camera` is `test` seen from elsewhere.
@@ -547,7 +548,7 @@ def record_episode(task: str, split: str, index: int, **options) -> dict[str, In
     for attempt in range(MAX_RETRIES + 1):
         seed = FIRST_SEED[split] + index + attempt * RETRY_STRIDE
         clips = record_clips(task, seed, **options)
-        if all(_usable(clip) for clip in clips.values()):
+        if all(_usable(clip, name) for name, clip in clips.items()):
             sha256 = clip_hash(*clips.values())
             for clip in clips.values():
                 clip.source['sha256'] = sha256
@@ -558,8 +559,9 @@ def record_episode(task: str, split: str, index: int, **options) -> dict[str, In
     )
 
 
-def _usable(clip: InteractionClip) -> bool:
-    return clip.source['success'] and (clip.labels[0] == OBJECT).mean() >= MIN_VISIBLE
+def _usable(clip: InteractionClip, camera: str) -> bool:
+    least = MIN_VISIBLE_FAR if camera in FIXED_VIEWS else MIN_VISIBLE
+    return clip.source['success'] and (clip.labels[0] == OBJECT).mean() >= least
 
 
 def clip_hash(*clips: InteractionClip) -> str:
