@@ -188,6 +188,15 @@ def test_edited_frames_keep_motion_and_masks_and_one_look_an_episode(real, edite
     assert np.abs(variants.read(0).frames[0].astype(int) - variants.read(1).frames[0]).mean() > 5
 
 
+def test_the_replay_table_counts_what_the_expert_solves(tmp_path):
+    gain.main(
+        [str(tmp_path), '--replay', '--tasks', TASK, '--episodes', '2', '--results', str(tmp_path / 'gain')]
+    )
+    text = (tmp_path / 'gain_replay.md').read_text()
+    assert f'| {TASK} | 2/2 | 2/2 | 2/2 | 2/2 |' in text
+    assert '| all | 2/2 |' in text
+
+
 def test_data_that_does_not_fit_is_named(real):
     with pytest.raises(ValueError, match=rf"expected 3 episodes a task, got .*'{TASK}': 2"):
         gain.load([f'{real}:3'])
