@@ -59,7 +59,8 @@ setup(
     ],
     extras_require={
         'sim': ['gymnasium>=1.1', 'metaworld==3.0.0', 'mujoco>=3.2,<3.13', 'scipy>=1.12'],
-        'ros': ['rosbags-image>=0.10'],
+        'ray': ['ray>=2.40'],
+        'ros': ['rosbags>=0.11', 'rosbags-image>=0.10'],
         'train': ['peft>=0.17', 'tensorboard>=2.17'],
         'test': ['pytest>=8', 'ruff>=0.12', 'scipy>=1.12'],
     },

@@ -4,14 +4,16 @@
     python benchmarks/execute_metaworld.py --table OUT   # results/execute_metaworld.{json,md,png} of OUT
 
 Rows, which differ in where a plan comes from: `oracle` (masks of the scripted expert, rolled out from the
-current state: the bound), `trajectory` (stage 1 of a model, masks only), `random` (take the object, go to a
-random place: the floor). All are executed by `mask2iv_ros.planning.rollout`, which sees camera, masks of the
-current frame, depth, calibration and the hand's position, and which has no rule that knows a task. Before a
-camera's first episode the arm moves about in front of it, in a scene that is none of the 11 tasks, and the
-robot learns what it looks like (`ArmAppearance`): `--poses` of them, kept in OUT.
+current state: the bound), `trajectory` (stage 1 of a model, masks only), `video` (masks that follow the
+optical flow of the video of both stages), `one_stage` (the same for a model of one stage, which draws a video
+without masks: give it with `--model`), `random` (take the object, go to a random place: the floor). All are
+executed by `mask2iv_ros.planning.rollout`, which sees camera, masks of the current frame, depth, calibration
+and the hand's position, and which has no rule that knows a task. Before a camera's first episode the arm
+moves about in front of it, in a scene that is none of the 11 tasks, and the robot learns what it looks like
+(`ArmAppearance`): `--poses` of them, kept in OUT.
 
 OUT/ROW.jsonl has a line an episode: success, steps, what was planned, and the cause of a failure, which is
-told from the simulator's state, as nothing that is executed is; of `trajectory` also model and denoising
+told from the simulator's state, as nothing that is executed is; of a model also its folder and denoising
 steps, and a run with other ones needs another OUT. A hand or an object that the expert itself
 does not bring to success is counted as a failure like any other; `expert` says so.
 """
@@ -30,6 +32,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -40,11 +43,14 @@ from mask2iv_ros.data.metaworld_execution import (
     PUBLISHED_TASKS,
     ExecutionScene,
 )
+from mask2iv_ros.framing import Framing
 from mask2iv_ros.pictures import write_video
 from mask2iv_ros.planning.arm_appearance import ArmAppearance
+from mask2iv_ros.planning.flow import follow_labels
 from mask2iv_ros.planning.rollout import Planned, Random, execute
 
-ROWS = ('oracle', 'trajectory', 'random')
+MODEL_ROWS = ('trajectory', 'video', 'one_stage')
+ROWS = ('oracle', *MODEL_ROWS, 'random')
 #: Mean success in per cent as printed by AVDC (arXiv 2310.08576), 825 episodes on Meta-World's v2 tasks.
 PUBLISHED = {'AVDC': 43.1, 'BC-Scratch': 16.2, 'BC-R3M': 15.4, 'UniPi': 6.1}
 LIFTED, MOVED = 0.03, 0.01  #: metres, for causes of failure
@@ -94,11 +100,23 @@ def _pipeline(model: str):
 
 
 def planner(row: str, scene: ExecutionScene, model: str, num_inference_steps: int):
-    """From an observation to (T, H, W) label images."""
+    """From an observation to (T, H, W) label images, or None."""
     if row == 'oracle':
         return lambda _observation: scene.expert_plan()
     from mask2iv_ros.planning.generate import generate_plans
     from mask2iv_ros.planning.request import GenerationRequest, InvalidRequest
+
+    def plan_in_one_stage(observation):
+        pipeline = _pipeline(model)
+        framing = Framing(observation.labels.shape, tuple(pipeline.config.sample_size))
+        (frames,) = pipeline.video(
+            framing.fit_frames(observation.frame)[None],
+            None,
+            scene.text,
+            num_inference_steps=num_inference_steps,
+            generator=torch.Generator().manual_seed(scene.steps),
+        ).frames
+        return framing.restore_labels(follow_labels(frames, framing.fit_labels(observation.labels)))
 
     def plan(observation):
         request = GenerationRequest(
@@ -108,14 +126,15 @@ def planner(row: str, scene: ExecutionScene, model: str, num_inference_steps: in
             scene.text,
             seed=scene.steps,
             num_inference_steps=num_inference_steps,
-            trajectory_only=True,
+            trajectory_only=row == 'trajectory',
         )
         try:
-            return generate_plans(_pipeline(model), request)[0].labels
-        except InvalidRequest:  # too few pixels for the model: a plan in which nothing moves
-            return np.repeat(observation.labels[None], 2, axis=0)
+            best = generate_plans(_pipeline(model), request)[0]
+        except InvalidRequest:  # too few pixels for the model
+            return None
+        return best.labels if row == 'trajectory' else follow_labels(best.frames, observation.labels)
 
-    return plan
+    return plan_in_one_stage if row == 'one_stage' else plan
 
 
 def play(out: Path, row: str, task: str, camera: str, seed: int, model: str, steps: int, video: bool) -> dict:
@@ -157,7 +176,7 @@ def play(out: Path, row: str, task: str, camera: str, seed: int, model: str, ste
         'wanted': (wanted - start).round(3).tolist(),
         'seconds': round(time.perf_counter() - begin, 2),
     }
-    if row == 'trajectory':
+    if row in MODEL_ROWS:
         line |= model_used(model, steps)
     if frames:
         name = f'{row}_{task}_{camera}_{seed}_{"solved" if rollout.success else "failed"}.mp4'
@@ -178,7 +197,7 @@ def run(args) -> None:
     out, row = args.out, args.row
     out.mkdir(parents=True, exist_ok=True)
     lines = read_lines(out / f'{row}.jsonl')
-    if row == 'trajectory':
+    if row in MODEL_ROWS:
         refuse_another_model(lines, model_used(args.model, args.steps))
     for camera in args.cameras:
         path = out / f'arm_{camera}.npz'
@@ -217,7 +236,7 @@ def run(args) -> None:
 
 
 def model_used(model: str, steps: int) -> dict:
-    """What a line of `trajectory` says of its model; '' is the embedded one."""
+    """What a line of `MODEL_ROWS` says of its model; '' is the embedded one."""
     return {'model': str(Path(model).expanduser().resolve()) if model else '', 'denoising_steps': steps}
 
 

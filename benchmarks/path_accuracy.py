@@ -157,7 +157,7 @@ def measure(clip, truth: Truth, camera_name: str, labels: np.ndarray, node: bool
     if clip.contact.any():
         frame = int(clip.contact.argmax())
         pixel = project(camera, truth.taken('contacts')[frame]).mean(axis=0)
-        size = lb.contact_size(labels.shape[1])
+        size = lb.paper_kernel(7, labels.shape[1])
         first = lb.contact_frame(labels, size)
         if first >= 0:
             at = lb.centroid(lb.contact_band(labels[first], size))

@@ -30,11 +30,11 @@ from std_msgs.msg import Bool, Float64MultiArray
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.clip import Camera
+from mask2iv_ros.image_messages import read_colour, read_depth, read_distortion, read_intrinsics, read_mask
 from mask2iv_ros.planning.arm_appearance import ArmAppearance
 from mask2iv_ros.planning.execution import Observation
 from mask2iv_ros.planning.rollout import MAX_STEPS, Planned, execute
 from mask2iv_ros.ros.client import InteractionClient, InteractionError
-from mask2iv_ros.ros.conversions import read_colour, read_depth, read_distortion, read_intrinsics, read_mask
 from mask2iv_ros.ros.sim_camera import TOPICS
 from mask2iv_ros.ros.sim_robot import LATCHED
 from mask2iv_ros.ros.transport import use_large_shared_memory
@@ -128,12 +128,12 @@ class TopicRobot:
             self._executor.spin_once(timeout_sec=0.1)
 
 
-def service_planner(client: InteractionClient, task: str) -> Callable[[Observation], np.ndarray]:
-    """From an observation to the (T, H, W) label images of the node's best plan."""
+def service_planner(client: InteractionClient, task: str) -> Callable[[Observation], np.ndarray | None]:
+    """From an observation to the (T, H, W) label images of the node's best plan, or None."""
 
     seeds = itertools.count(1)  # another plan for a scene that has not changed
 
-    def plan(observation: Observation) -> np.ndarray:
+    def plan(observation: Observation) -> np.ndarray | None:
         try:
             received = client.generate(
                 image=observation.frame,
@@ -147,7 +147,7 @@ def service_planner(client: InteractionClient, task: str) -> Callable[[Observati
             if error.name not in ('EMPTY_MASK', 'CHECKS_FAILED'):
                 raise
             print(f'no plan: {error}')
-            return np.repeat(observation.labels[None], 2, axis=0)  # nothing moves
+            return None
         print(f'{received}, {received.message.trajectory_time:.1f} s')
         return received.labels
 

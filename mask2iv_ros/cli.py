@@ -18,7 +18,7 @@ from mask2iv_ros.resources import config_path
 #: wait for each other, and on a busy machine stall: `generate` took five times the CPU time.
 ENVIRONMENT = {'HF_HUB_OFFLINE': '1', 'TRANSFORMERS_OFFLINE': '1', 'OMP_WAIT_POLICY': 'PASSIVE'}
 
-SOURCE_HELP = 'folder of LeRobot v3, BridgeData V2, HOI4D or a prepared benchmark, or HDF5 file(s)'
+SOURCE_HELP = 'folder of LeRobot v3, BridgeData V2, HOI4D, rosbag2 or a prepared benchmark, or HDF5 file(s)'
 
 
 def read_image(path: Path):
@@ -96,6 +96,28 @@ def train(args: argparse.Namespace) -> None:
     if args.part == 'all':
         model = recipe.assemble()
         recipe.state.print(f'model: {model}')
+
+
+def train_inverse_dynamics(args: argparse.Namespace) -> None:
+    from mask2iv_ros.data.episodes import open_dataset
+    from mask2iv_ros.training import inverse_dynamics as training
+
+    options = training.InverseDynamicsOptions(
+        steps=args.steps, chunk=args.chunk, sample_size=tuple(args.size), seed=args.seed
+    )
+    reader = open_dataset(args.data)
+    report = training.train_inverse_dynamics(reader, args.out, args.cameras, options, args.max_minutes)
+    if report is None:
+        print('stopped before its schedule ended; the same command continues it')
+        return
+    if args.generate:
+        from mask2iv_ros.augmentation.same_motion import SameMotion
+        from mask2iv_ros.pipelines.loading import load_pipeline
+
+        method = SameMotion(load_pipeline(args.model), lambda frame, labels, rng: frame)
+        report = training.add_generated_errors(args.out, reader, args.generate, method)
+    print(training.report_table(report))
+    print(f'{args.out}: model and {training.REPORT}')
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -184,7 +206,8 @@ def import_(args: argparse.Namespace) -> None:
     from mask2iv_ros.data.episodes import open_dataset
     from mask2iv_ros.data.transfer import copy_episodes
 
-    options = {'split': args.split, 'orientation': args.orientation, 'standard_jpeg': args.standard_jpeg}
+    names = ('split', 'orientation', 'standard_jpeg', 'contract')
+    options = {name: getattr(args, name) for name in names}
     reader = open_dataset(args.source, **{key: value for key, value in options.items() if value})
     skipped = [] if args.skip_bad else None
     count = copy_episodes(reader, args.out, args.cameras, args.depth, args.task, skipped=skipped)
@@ -215,6 +238,41 @@ def segment(args: argparse.Namespace) -> None:
         print(f'rejected: {reason}')
     for error in skipped or ():
         print(f'skipped: {error}', file=sys.stderr)
+
+
+def augment(args: argparse.Namespace) -> None:
+    import functools
+
+    from mask2iv_ros.augmentation.job import Job, augment
+    from mask2iv_ros.augmentation.method import build_method, method_facts
+
+    job = Job(
+        source=str(args.source),
+        mode=args.mode.replace('-', '_'),
+        variants=args.variants,
+        seed=args.seed,
+        cameras=args.cameras and tuple(args.cameras),
+        other_cameras=args.other_cameras,
+        drop=tuple(args.drop),
+        include_source=args.include_source,
+        hold_out=args.hold_out,
+        method=method_facts(args),
+        license=args.license,
+        options={'split': args.split} if args.split else {},
+    )
+    build = functools.partial(build_method, args)
+    report = augment(job, args.out, build, executor=args.executor, workers=args.workers)
+    told = [f'{count} {kind}' for kind, count in report.counts.items() if kind != 'frames']
+    print(f'{args.out}: episodes {", ".join(told)}', end='')
+    print(f'; {report.episodes_per_hour:.0f} an hour' if report.episodes_per_hour else '')
+    for gate, count in report.dropped_by_gate.items():
+        print(f'dropped by {gate}: {count}')
+    for reason in report.failed:
+        print(f'failed: {reason}', file=sys.stderr)
+    if not report.complete:
+        raise RuntimeError('not finished; the same command does the rest, and keeps what is done')
+    if report.failed:
+        raise RuntimeError(f'{len(report.failed)} episodes could not be made; the dataset has the others')
 
 
 def show(args: argparse.Namespace) -> None:
@@ -288,15 +346,31 @@ def demo(args: argparse.Namespace) -> None:
     run_demo(args.out, args.scene, args.seed, args.task)
 
 
+#: Commands of two words; data whose folder is called as the second are given as ./inverse-dynamics.
+TWO_WORDS = ('train inverse-dynamics',)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes a command of two words for one."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else list(args)
+        if (words := ' '.join(args[:2])) in TWO_WORDS:
+            args[:2] = [words]
+        return super().parse_known_args(args, namespace)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(prog='mask2iv', description=mask2iv_ros.__doc__.splitlines()[0])
+    parser = _Parser(prog='mask2iv', description=mask2iv_ros.__doc__.splitlines()[0])
     parser.add_argument('--version', action='version', version=mask2iv_ros.__version__)
-    commands = parser.add_subparsers(title='commands', required=True, metavar='COMMAND')
+    commands = parser.add_subparsers(
+        title='commands', required=True, metavar='COMMAND', parser_class=argparse.ArgumentParser
+    )
 
-    def command(function, text: str) -> argparse.ArgumentParser:
+    def command(function, text: str, name: str = '') -> argparse.ArgumentParser:
         sub = commands.add_parser(
-            function.__name__.rstrip('_'),
+            name or function.__name__.rstrip('_'),
             help=text,
             description=text,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -374,6 +448,29 @@ def build_parser() -> argparse.ArgumentParser:
         '--max-minutes', type=float, help='stop after the step in which it ends; the same command continues'
     )
 
+    sub = command(
+        train_inverse_dynamics,
+        'learn which actions belong to what is seen, from a dataset that has actions',
+        'train inverse-dynamics',
+    )
+    sub.add_argument('data', type=Path, help=SOURCE_HELP)
+    sub.add_argument('out', type=Path, help='folder for model and report; a stopped run is continued')
+    sub.add_argument('--cameras', nargs='+', help='cameras to look through; all with masks if left out')
+    sub.add_argument('--steps', type=int, default=3000, help='optimiser steps')
+    sub.add_argument('--chunk', type=int, default=4, help='frames from the first to the second of a pair')
+    sub.add_argument(
+        '--size', type=int, nargs=2, default=(48, 64), metavar=('HEIGHT', 'WIDTH'), help='pixels it looks at'
+    )
+    sub.add_argument('--seed', type=int, default=0, help='of weights and batches')
+    sub.add_argument(
+        '--max-minutes', type=float, help='stop after the step in which it ends; the same command continues'
+    )
+    sub.add_argument(
+        '--generate', type=int, default=0, metavar='EPISODES',
+        help='also measure it on so many held-out episodes as a model films them again',
+    )  # fmt: skip
+    sub.add_argument('--model', default='', help='model folder for --generate; empty: the embedded one')
+
     sub = command(prepare, "make one of the paper's two benchmarks: clips, captions and splits in a manifest")
     sub.add_argument('benchmark', choices=['hoi4d', 'bridge'], help='which')
     sub.add_argument('source', type=Path, help='folder of HOI4D, or of raw BridgeData V2')
@@ -393,6 +490,9 @@ def build_parser() -> argparse.ArgumentParser:
         help='HDF5: how images are stored, where the file does not tell it right',
     )
     sub.add_argument(
+        '--contract', type=Path, help='rosbag2: YAML file of its topics, see config/recording.yaml'
+    )
+    sub.add_argument(
         '--standard-jpeg', action='store_true', help='ALOHA: JPEGs with right colours in a viewer'
     )
     sub.add_argument('--skip-bad', action='store_true', help='leave damaged episodes out and list them')
@@ -410,6 +510,50 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument('--segmenter', default='facebook/sam2.1-hiera-large', help='SAM 2 model')
     sub.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
     sub.add_argument('--skip-bad', action='store_true', help='leave damaged episodes out and list them')
+
+    sub = command(augment, 'make new demonstrations of recorded ones, as a LeRobot v3 dataset with actions')
+    sub.add_argument('source', type=Path, help=SOURCE_HELP + ', with masks; never written to')
+    sub.add_argument('out', type=Path, help='new LeRobot dataset; the same command continues a stopped job')
+    sub.add_argument(
+        '--mode',
+        choices=['same-motion', 'new-motion'],
+        default='same-motion',
+        help='same-motion: new looks, actions as recorded; new-motion: actions by inverse dynamics',
+    )
+    sub.add_argument('--variants', type=int, default=3, help='new episodes for each recorded one')
+    sub.add_argument('--cameras', nargs='+', help='cameras to generate; all with masks if left out')
+    sub.add_argument(
+        '--other-cameras',
+        choices=['keep', 'drop'],
+        help='cameras that are not generated, such as one on the wrist: keep their pictures as recorded, or '
+        'drop them; the job refuses a source that has some if left out',
+    )
+    sub.add_argument(
+        '--drop', nargs='+', default=[], metavar='FEATURE', help='features to leave out; * is any text'
+    )
+    sub.add_argument(
+        '--include-source', action='store_true', help='each recorded episode before its variants'
+    )
+    sub.add_argument(
+        '--hold-out',
+        type=float,
+        default=0.0,
+        metavar='FRACTION',
+        help="make no variants of each task's last episodes, for validation with LeRobot's eval_split",
+    )
+    sub.add_argument('--seed', type=int, default=0, help='of everything that is drawn')
+    sub.add_argument('--steps', type=int, default=0, help='denoising steps a stage; 0: as the model says')
+    sub.add_argument('--model', default='', help='model folder; empty: the embedded mask2iv-sim')
+    sub.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
+    sub.add_argument('--license', help='of the result, as the Hugging Face Hub names it, such as cc-by-4.0')
+    sub.add_argument('--split', help='robomimic: filter key; prepared benchmark: train, val or test')
+    sub.add_argument(
+        '--executor',
+        choices=['local', 'ray'],
+        default='local',
+        help='ray: workers on the cluster of RAY_ADDRESS, else on this machine; all must see the folders',
+    )
+    sub.add_argument('--workers', type=int, help='of Ray; one a GPU, else one a CPU if left out')
 
     sub = command(show, 'look at a dataset: HTML page with statistics, sample videos, contact sheet')
     sub.add_argument('source', type=Path, help=SOURCE_HELP)
@@ -477,7 +621,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         '--dtype',
         choices=['float32', 'bfloat16'],
-        help='of the weights; float32 on a CPU and bfloat16 on a GPU if left out',
+        help='of the weights; bfloat16 on a GPU and on a CPU with AMX, else float32, if left out',
     )
 
     sub = command(convert, 'convert Mask2IV or DynamiCrafter checkpoints to a diffusers folder')

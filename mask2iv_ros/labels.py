@@ -19,6 +19,9 @@ LABEL_NAMES = {BACKGROUND: 'background', OBJECT: 'object', ACTOR: 'actor', PART:
 #: be thresholded channel by channel (Mask2IV, arXiv 2510.03135).
 COLOURS = np.array([(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)], dtype=np.uint8)
 
+#: Pixel rows at which the paper's kernels are meant (Mask2IV, arXiv 2510.03135).
+PAPER_HEIGHT = 320
+
 
 def check_labels(labels: np.ndarray, name: str = 'labels') -> np.ndarray:
     """Return `labels` if it is a uint8 array whose values are label ids, else raise ValueError."""
@@ -56,6 +59,11 @@ def rgb_to_labels(colours: np.ndarray, threshold: float = 127.5) -> np.ndarray:
     labels = np.take(np.array([OBJECT, ACTOR, PART], dtype=np.uint8), strongest)
     labels[colours.max(axis=-1) <= threshold] = BACKGROUND
     return labels
+
+
+def object_mask(labels: np.ndarray) -> np.ndarray:
+    """Boolean mask of the object and its second part in (..., H, W) label images."""
+    return (labels == OBJECT) | (labels == PART)
 
 
 def without_actor(labels: np.ndarray) -> np.ndarray:
@@ -101,13 +109,13 @@ def contact_band(labels: np.ndarray, size: int = 7) -> np.ndarray:
     its 7 x 7 kernel at 320 x 512. Parts count as object.
     """
     actor = labels == ACTOR
-    target = (labels == OBJECT) | (labels == PART)
+    target = object_mask(labels)
     return (dilate(actor, size) & target) | (actor & dilate(target, size))
 
 
-def contact_size(height: int) -> int:
-    """Size of the kernel of `contact_band` at an image height: the paper's 7 at 320, odd and at least 3."""
-    return max(3, round(7 * height / 320) // 2 * 2 + 1)
+def paper_kernel(size: int, height: int) -> int:
+    """A kernel of `size` pixels at `PAPER_HEIGHT`, in proportion at `height`: odd, and never below 3."""
+    return max(3, 2 * round((size * height / PAPER_HEIGHT - 1) / 2) + 1)
 
 
 def contact_frame(labels: np.ndarray, size: int = 7) -> int:

@@ -76,6 +76,15 @@ def unpack(model: Path) -> Path:
     return folder
 
 
+def hash_weights(model: str | Path) -> str:
+    """SHA-256 of a model folder's weight and configuration files, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(model).expanduser().rglob('*')):
+        if path.suffix in ('.safetensors', '.json'):
+            digest.update(str(path.relative_to(Path(model).expanduser())).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
 def pack(model: Path, out: Path) -> None:
     """Write a packed copy of a float16 model folder to `out`: what the repository holds.
 

@@ -8,19 +8,16 @@ pytest.importorskip('rclpy')
 
 from sensor_msgs.msg import CameraInfo, Image
 
-from mask2iv_ros.msg import MaskTrajectory
-from mask2iv_ros.ros.conversions import (
+from mask2iv_ros.image_messages import (
     ImageError,
     read_colour,
     read_depth,
     read_distortion,
     read_intrinsics,
-    read_labels,
     read_mask,
-    read_video,
-    write_image,
-    write_jpeg,
 )
+from mask2iv_ros.msg import MaskTrajectory
+from mask2iv_ros.ros.conversions import read_labels, read_video, write_image, write_jpeg
 
 RGB = np.array([[(10, 20, 30), (40, 50, 60), (70, 80, 90)], [(1, 2, 3), (4, 5, 6), (7, 8, 9)]], np.uint8)
 GREY = np.array([[0, 100, 255], [7, 8, 9]], np.uint8)

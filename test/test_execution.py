@@ -283,6 +283,12 @@ def test_a_stuck_hand_plans_again_at_most_five_times(arm):
     assert rollout.started[1] == STUCK_STEPS + 1
 
 
+def test_without_a_plan_the_hand_goes_up_to_look_again(arm):
+    rollout = execute(Cart(), Planned(lambda _seen: None, arm), max_steps=20)
+    assert [(motion.kind, motion.reason) for motion in rollout.motions] == [('none', 'there is no plan')]
+    assert rollout.motions[0].waypoints[0].position[2] == GRIPPER.reach_high[2]
+
+
 def test_what_is_held_stays_held_while_the_hand_looks_again():
     held = []
 

@@ -11,7 +11,17 @@ PACKAGE = Path(__file__).parents[1] / 'mask2iv_ros'
 
 #: A unit may import from its own layer and from those before it.
 LAYERS = [
-    {'labels', 'clip', 'framing', 'interpolation', 'pictures', 'resources', 'weights', '__init__'},
+    {
+        'labels',
+        'clip',
+        'framing',
+        'image_messages',
+        'interpolation',
+        'pictures',
+        'resources',
+        'weights',
+        '__init__',
+    },
     {'models'},
     {'pipelines'},
     {'data', 'training', 'evaluation', 'augmentation', 'planning'},

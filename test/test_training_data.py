@@ -20,7 +20,6 @@ from mask2iv_ros.training.damage import (
     dropped_frames,
     jitter,
     lost_object,
-    paper_kernel,
 )
 from mask2iv_ros.training.latents import cached_rows, encode_images, weights_id
 from mask2iv_ros.training.losses import contact_cells, foreground_cells, loss_weights
@@ -76,7 +75,7 @@ class TestDamage:
         assert widths == {64: {18, 22}, 320: {14, 16, 18, 22, 24, 26}}
 
     def test_kernels_are_odd_and_in_proportion_to_the_height(self):
-        assert [paper_kernel(7, height) for height in (32, 128, 320, 640)] == [3, 3, 7, 13]
+        assert [lb.paper_kernel(7, height) for height in (32, 128, 320, 640)] == [3, 3, 7, 13]
 
     def test_jitter_shows_a_neighbouring_frame(self):
         shifts = set()

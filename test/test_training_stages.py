@@ -383,6 +383,49 @@ def test_the_papers_recipe_trains_a_converted_dynamicrafter(name, tmp_path, data
     assert list(pipeline.config.sample_size) == [32, 48]
 
 
+class TestLooks:
+    def test_target_condition_and_image_tokens_are_of_one_look(self, tmp_path, data, init):
+        stage = make_recipe(tmp_path, data, init, 'video', looks=1.0, look_variants=2).stage_trainer('video')
+        clips = np.array([0, 1, 2, 3] * 4)
+        video, first, condition, _, features = stage._inputs(clips, torch.Generator().manual_seed(0))
+        variants = [stage._load('looks', clips, np.full(len(clips), v)) for v in range(2)]
+        same = torch.stack([(video == variant).flatten(1).all(1) for variant in variants])
+        assert (same.sum(0) == 1).all()
+        assert same.any(1).all()
+        torch.testing.assert_close(first, video[:, :, 0])
+        torch.testing.assert_close(condition[:, :4], first.unsqueeze(2).expand_as(video))
+        torch.testing.assert_close(features, first.flatten(2).transpose(1, 2))
+        assert not (video == stage._load('video', clips)).flatten(1).all(1).any()
+
+    def test_without_them_samples_are_as_ever(self, tmp_path, data, init):
+        stage = make_recipe(tmp_path, data, init, 'video').stage_trainer('video')
+        assert 'looks' not in stage.latents
+        assert not {'looks', 'look_variants'} & stage._objective.keys()
+        clips = np.arange(3)
+        video, *_, features = stage._inputs(clips, torch.Generator().manual_seed(0))
+        torch.testing.assert_close(video, stage._load('video', clips))
+        torch.testing.assert_close(features, video[:, :, 0].flatten(2).transpose(1, 2))
+
+    def test_an_image_encoder_sees_the_look(self, tmp_path, data, dynamicrafter):
+        stage = make_recipe(tmp_path, data, dynamicrafter, 'video', looks=1.0, look_variants=1)
+        stage = stage.stage_trainer('video')
+        features = stage._inputs(np.array([2]), torch.Generator().manual_seed(0))[-1]
+        with torch.no_grad():
+            tokens = image_features(stage.pipeline, stage._looks(2)[0, :1], None)
+        np.testing.assert_allclose(features, tokens, atol=1e-2)
+
+    def test_a_model_is_trained_with_them(self, tmp_path, data, init):
+        recipe = make_recipe(tmp_path, data, init, 'video', looks=0.5)
+        assert recipe.train('video')
+        assert np.isfinite(
+            json.loads((tmp_path / 'run/video/losses.jsonl').read_text().splitlines()[0])['loss']
+        )
+
+    def test_a_share_above_one_is_refused(self, tmp_path, data, init):
+        with pytest.raises(ValueError, match='looks: expected a share'):
+            make_recipe(tmp_path, data, init, 'video', looks=1.5)
+
+
 class TestFrozenNetworks:
     def test_an_image_encoder_runs_once_a_clip(self, tmp_path, data, dynamicrafter):
         stage = make_recipe(tmp_path, data, dynamicrafter).stage_trainer('trajectory')
@@ -491,7 +534,7 @@ class TestConfigurations:
     def test_all_of_them_are_there(self):
         sets = ('bridge', 'hoi4d', 'lora', 'metaworld')
         pairs = {f'{name}_{stage}' for name in sets for stage in ('trajectory', 'video')}
-        assert pairs | BASELINES | {'metaworld_goal_trajectory'} == set(STAGE_CONFIGS)
+        assert pairs | BASELINES | {'metaworld_goal_trajectory', 'looks_video'} == set(STAGE_CONFIGS)
 
     @pytest.mark.parametrize('name', BASELINES)
     def test_baselines_differ_from_the_papers_recipe_in_masks_damage_and_loss(self, name):

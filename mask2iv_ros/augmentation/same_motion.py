@@ -8,6 +8,16 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from mask2iv_ros import labels as lb
+from mask2iv_ros.augmentation.composing import (
+    STATIC_SHARE,
+    background,
+    background_change,
+    compose,
+    still_backdrop,
+    still_background,
+)
+from mask2iv_ros.augmentation.looks import Look, Looks, Pictures
 from mask2iv_ros.clip import InteractionClip
 from mask2iv_ros.framing import Framing
 from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
@@ -15,19 +25,38 @@ from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
 #: Edits a first frame (H, W, 3) uint8 by its labels (H, W) uint8; draws from the generator alone.
 Edit = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
 
+#: What of a video is not left to the model.
+KEEP = ('nothing', 'background', 'everything')
+
 
 class SameMotion:
     """Makes episodes that look different and move alike, so that actions and states stay valid.
 
+    What was drawn is in `clip.source['augmentation']`: 'look', and 'kept' as below.
+
     Args:
-        pipeline: of both stages; the second is used.
-        edit: of the first frame.
+        pipeline: of both stages; the second is used. None where `keep` is 'everything'.
+        edit: of the first frame: `Looks`, `Pictures`, or any function.
+        keep: what is not left to the model. 'background': with a camera that is measured to stand still, the
+            background comes from the recorded frames in the new look (or from the first frame, if that is a
+            given picture or a function's), and the model draws actor, object and a band around them.
+            'everything': each recorded frame is edited by its own masks and no model draws; for `Looks` only.
+            'nothing': the model draws all.
+
+    Raises:
+        ValueError: `keep` is none of these, or asks for what `edit` cannot do.
     """
 
     mode = 'same_motion'
 
-    def __init__(self, pipeline: Mask2IVPipeline, edit: Edit):
-        self.pipeline, self.edit = pipeline, edit
+    def __init__(
+        self, pipeline: Mask2IVPipeline | None, edit: Looks | Pictures | Edit, keep: str = 'background'
+    ):
+        if keep not in KEEP:
+            raise ValueError(f'keep: expected one of {KEEP}, got {keep!r}')
+        if keep == 'everything' and not isinstance(edit, Looks):
+            raise ValueError("keep: 'everything' needs Looks, which can edit every frame")
+        self.pipeline, self.edit, self.keep = pipeline, edit, keep
 
     def __call__(self, views: Mapping[str, InteractionClip], seed: int) -> dict[str, InteractionClip]:
         """An episode's whole clips by camera, with other frames; every camera draws the same edit.
@@ -40,15 +69,35 @@ class SameMotion:
     def _generate(self, clip: InteractionClip, camera: str, seed: int) -> InteractionClip:
         if clip.labels is None:
             raise ValueError(f'{camera}: expected masks, which `mask2iv segment` draws; got none')
-        first = self.edit(clip.frames[0], clip.labels[0], np.random.default_rng(seed))
-        size = clip.frames.shape[1:3]
-        framing = Framing(size, tuple(self.pipeline.config.sample_size))
+        record, rng = {}, np.random.default_rng(seed)
+        look = self.edit.draw(rng) if isinstance(self.edit, Looks | Pictures) else None
+        if look is None:
+            first = self.edit(clip.frames[0], clip.labels[0], rng)
+        else:
+            record['look'] = look.describe()
+            occupied = (clip.labels != lb.BACKGROUND).any(axis=0)
+            first = look(clip.frames[0], clip.labels[0], occupied, camera)
+        if self.keep == 'everything':
+            frames, record['kept'] = look.all_frames(clip.frames, clip.labels), 'everything'
+        else:
+            frames, record['kept'] = self._draw(clip, first, seed), 'nothing'
+            if self.keep == 'background' and background_change(clip.frames, clip.labels) <= STATIC_SHARE:
+                record['kept'] = 'background'
+                if isinstance(look, Look):
+                    backdrop, kept = look.all_frames(clip.frames, clip.labels), background(clip.labels)
+                else:
+                    backdrop, kept = still_backdrop(first, clip.frames), still_background(clip.labels)
+                frames = compose(frames, backdrop, kept)
+        frames[0] = first
+        before = clip.source.get('augmentation', {})
+        return replace(clip, frames=frames, source={**clip.source, 'augmentation': {**before, **record}})
+
+    def _draw(self, clip: InteractionClip, first: np.ndarray, seed: int) -> np.ndarray:
+        framing = Framing(clip.frames.shape[1:3], tuple(self.pipeline.config.sample_size))
         labels = framing.fit_labels(clip.labels)
         missing = max(0, self.pipeline.config.num_frames - len(labels))
         labels = np.concatenate((labels, labels[-1:].repeat(missing, axis=0)))  # the end stands still
         frames = self.pipeline.video(
             framing.fit_frames(first)[None], labels[None], generator=torch.Generator().manual_seed(seed)
         ).frames[0]
-        frames = framing.restore_frames(frames[: len(clip)])
-        frames[0] = first
-        return replace(clip, frames=frames, source=dict(clip.source))
+        return framing.restore_frames(frames[: len(clip)])

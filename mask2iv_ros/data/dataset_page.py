@@ -72,7 +72,7 @@ def mask_statistics(clip: InteractionClip) -> dict[str, float]:
     distance of the object's centroid from the first, percent of the picture's diagonal; nan if the object is
     never seen twice), `frames in contact` (percent, masks within 7 pixels).
     """
-    target = (clip.labels == lb.OBJECT) | (clip.labels == lb.PART)
+    target = lb.object_mask(clip.labels)
     centres = np.array([c for c in map(lb.centroid, target) if c])
     diagonal = np.hypot(*clip.labels.shape[1:])
     moved = np.linalg.norm(centres - centres[0], axis=1).max() / diagonal if len(centres) > 1 else np.nan

@@ -161,8 +161,9 @@ def whole_episode(episode: Episode) -> list[None]:
 def open_dataset(path: str | Path, **options) -> EpisodeReader:
     """The reader for what is at `path`.
 
-    That is a LeRobot v3 dataset, HDF5 (robomimic, LIBERO, ALOHA), BridgeData V2, HOI4D, or the folder of a
-    benchmark that `mask2iv prepare` made, which needs the option `split`.
+    That is a LeRobot v3 dataset, HDF5 (robomimic, LIBERO, ALOHA), BridgeData V2, HOI4D, the folder of a
+    benchmark that `mask2iv prepare` made, which needs the option `split`, or rosbag2 recordings, which need
+    the option `contract`.
 
     Args:
         options: more arguments of the reader; ValueError if it has no such, or needs one that is missing.
@@ -176,6 +177,7 @@ def open_dataset(path: str | Path, **options) -> EpisodeReader:
     from mask2iv_ros.data.hoi4d import HOI4DReader
     from mask2iv_ros.data.lerobot_reader import LeRobotReader
     from mask2iv_ros.data.paper_benchmarks import BenchmarkReader
+    from mask2iv_ros.data.rosbag import METADATA, RosbagReader
 
     path = Path(path)
     if not path.exists():
@@ -186,6 +188,10 @@ def open_dataset(path: str | Path, **options) -> EpisodeReader:
         if 'split' not in options:
             raise ValueError(f'{path}: is a prepared benchmark; say which split (train, val or test)')
         readers = [BenchmarkReader]
+    elif path.is_dir() and ((path / METADATA).is_file() or any(path.glob(f'*/{METADATA}'))):
+        if 'contract' not in options:
+            raise ValueError(f'{path}: is a rosbag2 recording; say what its topics are (contract)')
+        readers = [RosbagReader]
     elif path.is_file():
         readers = [open_hdf5]
     else:
@@ -205,7 +211,7 @@ def open_dataset(path: str | Path, **options) -> EpisodeReader:
     found = sorted(entry.name for entry in path.iterdir())[:8]
     raise UnknownLayout(
         f'{path}: expected a LeRobot v3 dataset (meta/info.json), HDF5 files, BridgeData V2 trajectories '
-        '(.../raw/traj_group*/traj*) or HOI4D sequences (ZY*/H*/C*/...); '
+        '(.../raw/traj_group*/traj*), HOI4D sequences (ZY*/H*/C*/...) or rosbag2 recordings; '
         f'found {", ".join(found) or "nothing"}'
     )
 

@@ -287,16 +287,10 @@ class LeRobotClipWriter:
         shutil.rmtree(self._staging, ignore_errors=True)
 
     def _open(self, views: Mapping[str, InteractionClip]):
-        import av
-        import datasets
-        from lerobot.configs import DepthEncoderConfig, RGBEncoderConfig
+        from lerobot.configs import RGBEncoderConfig
         from lerobot.datasets import LeRobotDataset
 
-        # A queue without limit: LeRobot drops frames when its encoder is slower than add_frame.
-        options = {'video_backend': 'pyav', 'streaming_encoding': True, 'encoder_queue_maxsize': 0}
-        # LeRobot's own option, and none of the encoder's ten lines a video
-        quiet = {'x265-params': 'lossless=1:log-level=none'}
-        options['depth_encoder'] = DepthEncoderConfig(extra_options=quiet)
+        options = writing_options()
         self._staged_frames = 0
         if self.root.exists() and any(self.root.iterdir()):
             meta = load_metadata(self.root)
@@ -327,9 +321,7 @@ class LeRobotClipWriter:
                 rgb_encoder=RGBEncoderConfig(crf=CRF),
                 **options,
             )
-        datasets.disable_progress_bars()  # one bar an episode; LeRobot's loading code switches them on again
-        av.logging.set_libav_level(av.logging.ERROR)  # lines of the mp4 writer ...
-        os.environ.setdefault('SVT_LOG', '1')  # ... and twenty an episode of the AV1 encoder
+        silence_encoders()
 
     def _link_or_copy(self, source: str, target: str):
         # LeRobot appends into new video and table files, but rewrites meta/*.json in place.
@@ -383,22 +375,50 @@ class LeRobotClipWriter:
             self._discard()
             if not isinstance(error, Exception) or isinstance(error, IncompatibleDataset):
                 raise
-            code = errno.ENOSPC if full else _system_error(error)
+            code = errno.ENOSPC if full else system_error(error)
             if code:
                 raise OSError(code, f'{os.strerror(code)} (what was committed stays): {error}') from error
             raise
 
     def _discard(self):
         if self._dataset is not None:
-            with contextlib.suppress(Exception):
-                self._dataset.writer.cancel_pending_videos()
-            # Else their __del__ writes files again
-            self._dataset.writer._finalized = self._dataset.meta._finalized = True
+            abandon(self._dataset)
             self._dataset = None
         self._recover()
 
 
-def _system_error(error: BaseException | None) -> int | None:
+def writing_options() -> dict:
+    """How `LeRobotDataset.create` and `resume` write a dataset episode by episode."""
+    from lerobot.configs import DepthEncoderConfig
+
+    # LeRobot's own option, and none of the encoder's ten lines a video
+    quiet = {'x265-params': 'lossless=1:log-level=none'}
+    return {
+        'video_backend': 'pyav',
+        'streaming_encoding': True,
+        'encoder_queue_maxsize': 0,  # no limit: LeRobot drops frames that its encoder is too slow for
+        'depth_encoder': DepthEncoderConfig(extra_options=quiet),
+    }
+
+
+def silence_encoders() -> None:
+    """Call it after a dataset was opened for writing: LeRobot's loading code switches the bars on again."""
+    import av
+    import datasets
+
+    datasets.disable_progress_bars()  # one bar an episode
+    av.logging.set_libav_level(av.logging.ERROR)  # lines of the mp4 writer ...
+    os.environ.setdefault('SVT_LOG', '1')  # ... and twenty an episode of the AV1 encoder
+
+
+def abandon(dataset) -> None:
+    """Stop a `LeRobotDataset` that is being written, such that nothing of it is written later."""
+    with contextlib.suppress(Exception):
+        dataset.writer.cancel_pending_videos()
+    dataset.writer._finalized = dataset.meta._finalized = True  # else their __del__ writes files again
+
+
+def system_error(error: BaseException | None) -> int | None:
     """The errno behind an exception: PyAV, datasets and LeRobot's encoder threads wrap it in their own."""
     while error is not None:
         if isinstance(error, OSError) and error.errno:

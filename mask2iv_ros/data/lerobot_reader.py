@@ -29,6 +29,10 @@ class LeRobotReader(EpisodeReader):
     A camera is named as its feature without 'observation.images.'. Actions and states are the columns
     'action' and 'observation.state'; what `LeRobotClipWriter` writes beside them is read where it is there.
 
+    Attributes:
+        meta: LeRobot's metadata of the dataset.
+        video_keys: camera name -> its feature.
+
     Raises:
         FileNotFoundError, IncompatibleDataset: as `mask2iv_ros.data.lerobot.load_metadata`.
         UnknownLayout: the dataset has no camera.
@@ -42,10 +46,10 @@ class LeRobotReader(EpisodeReader):
         keys = [key for key in self.meta.camera_keys if key not in self.meta.depth_keys]
         if not keys:
             raise UnknownLayout(f'{self.path}: no camera; features are {", ".join(features)}')
-        self._video_keys = {key.removeprefix(prefix): key for key in keys}
-        masked = [camera for camera in self._video_keys if lr.MASKS_KEY.format(camera) in features]
+        self.video_keys = {key.removeprefix(prefix): key for key in keys}
+        masked = [camera for camera in self.video_keys if lr.MASKS_KEY.format(camera) in features]
         self._masked = tuple(masked)
-        self._cameras = (*masked, *(camera for camera in self._video_keys if camera not in masked))
+        self._cameras = (*masked, *(camera for camera in self.video_keys if camera not in masked))
         columns = ['length', 'tasks', 'data/chunk_index', 'data/file_index']
         for key in self.meta.video_keys:
             columns += [f'videos/{key}/{name}' for name in ('chunk_index', 'file_index', 'from_timestamp')]
@@ -75,11 +79,11 @@ class LeRobotReader(EpisodeReader):
         """Provenance that was written with the episode, {} if none, without decoding a video."""
         if lr.SOURCE_KEY not in self.meta.features:
             return {}
-        texts = self._rows(index, [lr.SOURCE_KEY])[lr.SOURCE_KEY]
+        texts = self.rows(index, [lr.SOURCE_KEY])[lr.SOURCE_KEY]
         return json.loads(texts[0].as_py() or '{}')
 
     def _read(self, index: int, episode: Episode, frames: np.ndarray, camera: str) -> InteractionClip:
-        video_key, depth_key = self._video_keys[camera], lr.DEPTH_KEY.format(camera)
+        video_key, depth_key = self.video_keys[camera], lr.DEPTH_KEY.format(camera)
         masks_key, goal_key, camera_key = (
             key.format(camera) for key in (lr.MASKS_KEY, lr.GOAL_KEY, lr.CAMERA_KEY)
         )
@@ -87,7 +91,7 @@ class LeRobotReader(EpisodeReader):
         wanted += [lr.GOAL_POINT_KEY, lr.CONTACT_KEY, lr.TIME_KEY]
         if video_key in self.meta.image_keys:
             wanted.append(video_key)
-        rows = self._rows(index, [key for key in wanted if key in self.meta.features])
+        rows = self.rows(index, [key for key in wanted if key in self.meta.features])
         if len(rows) != episode.length:
             raise BadEpisode(
                 f'{self._table_path(index)}: episode {index}: expected {episode.length} rows, got {len(rows)}'
@@ -142,8 +146,8 @@ class LeRobotReader(EpisodeReader):
             chunk_index=row['data/chunk_index'], file_index=row['data/file_index']
         )
 
-    def _rows(self, index: int, columns: list[str]):
-        """pyarrow table of an episode's rows, in order."""
+    def rows(self, index: int, columns: list[str]):
+        """pyarrow table of an episode's rows, in order; BadEpisode if its file is damaged."""
         import pyarrow as pa
         import pyarrow.compute as pc
         import pyarrow.parquet as pq

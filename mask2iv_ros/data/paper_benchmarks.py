@@ -23,7 +23,7 @@ from tqdm import tqdm
 from mask2iv_ros.clip import InteractionClip
 from mask2iv_ros.data import bridge, hoi4d
 from mask2iv_ros.data.episodes import BadEpisode, Episode, EpisodeReader, UnknownLayout
-from mask2iv_ros.labels import ACTOR, BACKGROUND, OBJECT, PART
+from mask2iv_ros.labels import ACTOR, BACKGROUND, OBJECT, object_mask
 
 MANIFEST = 'manifest.json'
 FORMAT = 1
@@ -331,7 +331,7 @@ def _hoi4d_clip(sequence: hoi4d.Sequence, category: str, event: hoi4d.Event) -> 
     labels = sequence.labels(masks)
     if not (labels == ACTOR).any():
         raise _Dropped('hand_visible')
-    if not ((labels == OBJECT) | (labels == PART)).any():
+    if not object_mask(labels).any():
         raise _Dropped('object_visible')
     clip = {
         'source': sequence.name,

@@ -8,7 +8,7 @@ import numpy as np
 
 from mask2iv_ros.data.episodes import Episode
 from mask2iv_ros.framing import Framing
-from mask2iv_ros.labels import OBJECT, PART
+from mask2iv_ros.labels import object_mask
 
 
 def spread_frames(length: int, count: int) -> np.ndarray:
@@ -71,7 +71,7 @@ def random_crop(
         ValueError: there is no object.
     """
     source = labels.shape[1:]
-    target = ((labels == OBJECT) | (labels == PART)).any(axis=0)
+    target = object_mask(labels).any(axis=0)
     if not target.any():
         raise ValueError('labels: expected an object to keep in view, got none')
     spans = []  # (first, end) of the object and one pixel around it, along each axis

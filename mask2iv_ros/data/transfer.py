@@ -19,6 +19,18 @@ COMMIT_EVERY = 16  #: episodes; a killed run loses no more
 ORIGIN = 'copied_from'
 
 
+def whole_rate(fps: float) -> int:
+    """The rate that LeRobot can store, in whole frames a second, for episodes of rate `fps`."""
+    return max(1, round(fps))
+
+
+def set_rate(clip: InteractionClip, fps: int) -> None:
+    """Give a clip the dataset's rate; where it had another, its true times are kept in `source`."""
+    if clip.fps != fps:
+        clip.source.setdefault('frame_times', (np.arange(len(clip)) / clip.fps).tolist())
+        clip.fps = float(fps)
+
+
 def copy_episodes(
     reader: EpisodeReader,
     out: str | Path,
@@ -76,11 +88,8 @@ def copy_episodes(
                     views = None
                 if views is not None:
                     for clip in views.values():
-                        fps = fps or max(1, round(clip.fps))
-                        if clip.fps != fps:
-                            times = (np.arange(len(clip)) / clip.fps).tolist()
-                            clip.source.setdefault('frame_times', times)
-                            clip.fps = float(fps)
+                        fps = fps or whole_rate(clip.fps)
+                        set_rate(clip, fps)
                         clip.task = clip.task or task or ''
                         clip.source[ORIGIN] = {'dataset': str(reader.path.resolve()), 'index': index}
                     writer.add(views)

@@ -75,7 +75,7 @@ def mask_scores(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
     Contact is judged with the paper's kernel at this height, in truth and prediction alike.
     """
-    size = lb.contact_size(truth.shape[1])
+    size = lb.paper_kernel(7, truth.shape[1])
     frames = [lb.contact_frame(labels, size) for labels in (predicted, truth)]
     return {
         'object_iou': mask_iou(predicted, truth, lb.OBJECT),

@@ -28,7 +28,8 @@ def load_pipeline(
     Args:
         model: folder of a saved `Mask2IVPipeline`; '' is the embedded default.
         device: 'cpu', 'cuda' or 'cuda:N'; 'auto' is CUDA if there is one.
-        dtype: of the weights; None is float32 on a CPU, bfloat16 on CUDA.
+        dtype: of the weights; None is bfloat16 where the device multiplies matrices in it (CUDA, a CPU with
+            AMX), else float32.
 
     Raises:
         ModelError: the folder cannot be loaded.
@@ -54,7 +55,8 @@ def load_pipeline(
             if isinstance(value, list) and isinstance(value[0], str) and not (path / name).is_dir():
                 raise FileNotFoundError(f'{path} has no folder {name}, which its model_index.json names')
         if dtype is None:
-            dtype = torch.bfloat16 if device.startswith('cuda') else torch.float32
+            fast = device.startswith('cuda') or torch.cpu.get_capabilities().get('amx_bf16', False)
+            dtype = torch.bfloat16 if fast else torch.float32
         pipeline = Mask2IVPipeline.from_pretrained(
             unpack(path), torch_dtype=dtype, local_files_only=True, use_safetensors=True
         )

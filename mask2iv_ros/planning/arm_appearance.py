@@ -84,7 +84,7 @@ class ArmAppearance:
         """
         actors = labels == lb.ACTOR
         vectors = _reduce(actors) - self.mean
-        covered = _reduce((labels == lb.OBJECT) | (labels == lb.PART)) > 0.05
+        covered = _reduce(lb.object_mask(labels)) > 0.05
         for _ in range(FILL_STEPS):
             filled = vectors @ self.basis @ self.basis.T
             vectors = np.where(covered, filled, vectors)

@@ -10,7 +10,7 @@ Lengths are metres, positions are in the world frame of `Camera.cam_to_world`, z
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -103,14 +103,11 @@ class HandMotion:
     kind: 'grasp', 'carry' (already held), 'place', 'push', or 'none' (the plan shows nothing to do).
     waypoints: in order; empty with 'none'.
     reason: why so, in words.
-    contact: (3,) where the finger tips meet the object; None without.
     """
 
     kind: str
     waypoints: list[Waypoint]
     reason: str
-    contact: np.ndarray | None = None
-    details: dict = field(default_factory=dict)
 
 
 def plan_hand_motion(
@@ -128,7 +125,7 @@ def plan_hand_motion(
         holding: the gripper holds the object now.
     """
     view = _View(observation.camera)
-    objects = (labels == lb.OBJECT) | (labels == lb.PART)
+    objects = lb.object_mask(labels)
     if not objects[0].any():
         return HandMotion('none', [], 'the object is not to be seen')
     motion = mask_motion(labels)
@@ -140,25 +137,21 @@ def plan_hand_motion(
         return _without_arm(view, observation, labels, cloud, motion, gripper, holding)
     hands = hand_path(located, observation.hand)
     held = np.flatnonzero(motion.phases == INTERACT)
-    details = {'contact_frame': motion.contact_frame}
     if holding:
         moves = _moves(view, cloud, motion, hands, 0)
-        details['end'] = moves[-1].round(3).tolist()
-        return _carry(observation.hand, moves, gripper, details)
+        return _carry(observation.hand, moves, gripper)
     if not len(held):
-        return HandMotion('none', [], 'the plan shows no contact', None, details)
+        return HandMotion('none', [], 'the plan shows no contact')
     low, high = _rise(hands[held])
     low, high = held[low], held[high]
     moves = _moves(view, cloud, motion, hands, low)
-    details |= {'rises': [int(low), int(high), *(hands[high] - hands[low]).round(3).tolist()]}
     if hands[high, 2] - hands[low, 2] > LIFTED:
         carried = view.project(np.median(cloud, axis=0) + hands[high] - hands[low])
         expected = carried - view.project(np.median(cloud, axis=0))
         seen = motion.position[high] - motion.position[low]
-        details |= {'carried': [expected.round().tolist(), seen.round().tolist()]}
         if np.linalg.norm(expected - seen) < CARRIED * np.linalg.norm(expected):
-            return _grasp(cloud, hands, low, moves, gripper, details)
-    return _push(hands, motion, gripper, details)
+            return _grasp(cloud, hands, low, moves, gripper)
+    return _push(hands, motion, gripper)
 
 
 def _rise(hands: np.ndarray) -> tuple[int, int]:
@@ -176,12 +169,12 @@ def random_hand_motion(
     if holding:
         return HandMotion('carry', [Waypoint(goal, 1.0, 0.01)], 'a random place')
     view = _View(observation.camera)
-    cloud = view.cloud(observation.depth, (observation.labels == lb.OBJECT) | (observation.labels == lb.PART))
+    cloud = view.cloud(observation.depth, lb.object_mask(observation.labels))
     if not len(cloud):
         return HandMotion('none', [], 'no depth on the object')
     tip = (cloud.min(axis=0) + cloud.max(axis=0)) / 2
     way = [*_take(cloud, tip, gripper), Waypoint(goal, 1.0, 0.01)]
-    return HandMotion('grasp', way, 'a random place', tip)
+    return HandMotion('grasp', way, 'a random place')
 
 
 def hand_path(located: np.ndarray, start: np.ndarray) -> np.ndarray:
@@ -197,24 +190,23 @@ def _without_arm(view, observation, labels, cloud, motion, gripper, holding) -> 
     up = view.rotation.T @ UP
     path = lift_path(labels, observation.depth, view.intrinsics, up=up, motion=motion)
     moves = (path.points - path.points[0]) @ view.rotation.T
-    details = {'arm': 'unknown', 'depth_model': path.depth_model, 'end': moves[-1].round(3).tolist()}
     if holding:
-        return _carry(observation.hand, moves, gripper, details)
+        return _carry(observation.hand, moves, gripper)
     length = np.linalg.norm(moves, axis=1)
     if length.max() < STILL:
-        return HandMotion('none', [], 'the plan moves nothing', None, details)
+        return HandMotion('none', [], 'the plan moves nothing')
     centre = (cloud.min(axis=0) + cloud.max(axis=0)) / 2
     if moves[:, 2].max() > LIFTED_PATH:
         way = _take(cloud, centre, gripper)
         at = way[-1].position
         way += [Waypoint(_within(at + move, gripper), 1.0, ON_THE_WAY) for move in moves[1:]]
-        return HandMotion('grasp', way, 'the lifted path rises', at + gripper.tip, details)
+        return HandMotion('grasp', way, 'the lifted path rises')
     first, last = (length > STILL).argmax(), moves[length.argmax()]
     behind = centre - BEHIND * moves[first] / length[first]
     points = [behind + APPROACH_HEIGHT * UP, behind, *(centre + moves[first : length.argmax() + 1])]
     points.append(centre + last + OVERSHOOT * last / np.linalg.norm(last))
     way = [Waypoint(_reachable(point, gripper), 1.0, ON_THE_WAY) for point in points]
-    return HandMotion('push', way, 'the lifted path does not rise', behind, details)
+    return HandMotion('push', way, 'the lifted path does not rise')
 
 
 class _View:
@@ -274,7 +266,7 @@ def _within(hand: np.ndarray, gripper: Gripper) -> np.ndarray:
     return np.clip(hand, gripper.reach_low, gripper.reach_high)
 
 
-def _carry(start, moves, gripper: Gripper, details) -> HandMotion:
+def _carry(start, moves, gripper: Gripper) -> HandMotion:
     """Follow the path with the object in the hand; let it go where the plan moves it no more."""
     if np.linalg.norm(moves, axis=1).max() < PLACED:
         end = _within(start + moves[-1], gripper)
@@ -283,14 +275,14 @@ def _carry(start, moves, gripper: Gripper, details) -> HandMotion:
             Waypoint(end, -1.0, 0.03, CLOSE_STEPS),
             Waypoint(end + APPROACH_HEIGHT * UP, -1.0, 0.03),
         ]
-        return HandMotion('place', way, 'the object is where the plan wants it: let go', None, details)
+        return HandMotion('place', way, 'the object is where the plan wants it: let go')
     path = _within(start + moves[1:], gripper)
     way = [Waypoint(point, 1.0, ON_THE_WAY) for point in path]
     way[-1].tolerance = 0.01
-    return HandMotion('carry', way, 'the object is in the hand', None, details)
+    return HandMotion('carry', way, 'the object is in the hand')
 
 
-def _grasp(cloud, hands, first, moves, gripper, details) -> HandMotion:
+def _grasp(cloud, hands, first, moves, gripper) -> HandMotion:
     tip = hands[first] + gripper.tip - moves[first]
     size = np.ptp(cloud, axis=0)
     if max(size[:2]) < gripper.width - 2 * CLEARANCE:  # it fits between the fingers: take all of it
@@ -311,7 +303,7 @@ def _grasp(cloud, hands, first, moves, gripper, details) -> HandMotion:
     path = _within(at + moves[first + 1 :] + CLEARANCE * UP, gripper)
     way += [Waypoint(point, 1.0, ON_THE_WAY) for point in path]
     way[-1].tolerance = 0.01
-    return HandMotion('grasp', way, f'the plan lifts the object by {moves[:, 2].max():.2f} m', tip, details)
+    return HandMotion('grasp', way, f'the plan lifts the object by {moves[:, 2].max():.2f} m')
 
 
 def _take(cloud: np.ndarray, tip: np.ndarray, gripper: Gripper) -> list[Waypoint]:
@@ -327,7 +319,7 @@ def _take(cloud: np.ndarray, tip: np.ndarray, gripper: Gripper) -> list[Waypoint
     ]
 
 
-def _push(hands, motion, gripper, details) -> HandMotion:
+def _push(hands, motion, gripper) -> HandMotion:
     """Go the hand's own way, and somewhat farther: contact gives way, and buttons end with a stop."""
     last = np.flatnonzero(motion.phases == INTERACT)[-1]
     path = hands[1 : max(last, 1) + 1]  # a plan may touch in frame 0 alone
@@ -338,8 +330,7 @@ def _push(hands, motion, gripper, details) -> HandMotion:
     )
     way = [Waypoint(point, 1.0, ON_THE_WAY) for point in path]
     way[-1].tolerance = 0.01
-    contact = hands[motion.contact_frame] + gripper.tip
-    return HandMotion('push', way, 'the plan does not lift the object', contact, details)
+    return HandMotion('push', way, 'the plan does not lift the object')
 
 
 class HandController:

@@ -153,7 +153,7 @@ def sample_agreement(samples: np.ndarray) -> np.ndarray:
     What most samples predict is most likely right: over clips it ranks as the IoU with the truth does
     (`benchmarks/score_ranking.py`).
     """
-    objects = ((samples == lb.OBJECT) | (samples == lb.PART))[:, 1:]
+    objects = lb.object_mask(samples)[:, 1:]
     agreement = np.zeros((len(samples), len(samples)))
     for i, j in itertools.combinations(range(len(samples)), 2):
         ious = [lb.iou(a, b) for a, b in zip(objects[i], objects[j], strict=True)]
@@ -164,7 +164,7 @@ def sample_agreement(samples: np.ndarray) -> np.ndarray:
 
 def object_permanence(labels: np.ndarray) -> float:
     """Score of (T, H, W) labels alone: see `PERMANENCE`."""
-    areas = ((labels == lb.OBJECT) | (labels == lb.PART)).sum(axis=(1, 2))
+    areas = lb.object_mask(labels).sum(axis=(1, 2))
     ratio = areas[1:] / areas[0]
     return float(((ratio >= 0.5) & (ratio <= 2)).mean())
 

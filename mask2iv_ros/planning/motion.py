@@ -112,7 +112,7 @@ def mask_motion(labels: np.ndarray) -> MaskMotion:
     """
     if lb.check_labels(labels).ndim != 3:
         raise ValueError(f'labels: expected (T, H, W), got {labels.shape}')
-    objects = ((labels == lb.OBJECT) | (labels == lb.PART)).view(np.uint8)  # OpenCV takes no bool
+    objects = lb.object_mask(labels).view(np.uint8)  # OpenCV takes no bool
     actors = (labels == lb.ACTOR).view(np.uint8)
     if not objects[0].any():
         raise ValueError('labels: expected an object in frame 0, got none')
@@ -300,7 +300,7 @@ def find_phases(touching: list[np.ndarray], contact_frame: int) -> np.ndarray:
 
 def _touching_area(visible: np.ndarray, actor: np.ndarray) -> np.ndarray:
     """`labels.contact_band` of (H, W) uint8 masks, with the kernel for their height."""
-    kernel = np.ones((lb.contact_size(len(visible)),) * 2, np.uint8)
+    kernel = np.ones((lb.paper_kernel(7, len(visible)),) * 2, np.uint8)
     return (cv2.dilate(actor, kernel) & visible) | (actor & cv2.dilate(visible, kernel))
 
 

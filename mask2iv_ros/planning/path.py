@@ -208,7 +208,7 @@ def lift_path(
     if depth_model != 'auto' and depth_model not in DEPTH_MODELS:
         raise ValueError(f'depth_model: expected auto, {", ".join(DEPTH_MODELS)}, got {depth_model!r}')
     observed = labels[0]
-    is_object = (observed == lb.OBJECT) | (observed == lb.PART)
+    is_object = lb.object_mask(observed)
     z = object_depth(depth, is_object)
     if z is None:
         return None
@@ -382,7 +382,7 @@ def _place_depths(labels: np.ndarray, depth: np.ndarray, z: float) -> np.ndarray
     scene = (labels[0] == lb.BACKGROUND) & valid_depth(depth)
     kernel, places = np.ones((9, 9), np.uint8), np.full(len(labels), np.nan)
     for t, image in enumerate(labels):
-        mask = ((image == lb.OBJECT) | (image == lb.PART)).view(np.uint8)
+        mask = lb.object_mask(image).view(np.uint8)
         box = _box(mask, margin=4)
         if box is not None:
             around = cv2.dilate(mask[box], kernel) > mask[box]

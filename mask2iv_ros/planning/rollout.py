@@ -42,13 +42,14 @@ class Planned:
     """Hand motions from plans in masks.
 
     Attributes:
-        planner: from an observation to (T, H, W) label images whose first is `observation.labels`.
+        planner: from an observation to (T, H, W) label images whose first is `observation.labels`; None
+            where there is no plan.
         arm: how the robot looks to the camera; None if it has not learned that.
         colour: the planner needs `Observation.frame`.
         labels: the newest plan.
     """
 
-    planner: Callable[[Observation], np.ndarray]
+    planner: Callable[[Observation], np.ndarray | None]
     arm: ArmAppearance | None
     gripper: Gripper = SAWYER
     colour: bool = False
@@ -56,6 +57,8 @@ class Planned:
 
     def __call__(self, observation: Observation, holding: bool) -> HandMotion:
         self.labels = self.planner(observation)
+        if self.labels is None:
+            return HandMotion('none', [], 'there is no plan')
         return plan_hand_motion(observation, self.labels, self.arm, self.gripper, holding)
 
 
@@ -99,7 +102,7 @@ def execute(
             seen = robot.observe(policy.colour)
             before = next((m.kind for m in reversed(rollout.motions) if m.kind != 'none'), '')
             holding = before in ('grasp', 'carry') and grip > 0 and robot.opening > policy.gripper.empty
-            if ((seen.labels == lb.OBJECT) | (seen.labels == lb.PART)).any():
+            if lb.object_mask(seen.labels).any():
                 motion = policy(seen, holding)
             else:
                 motion = HandMotion('none', [], 'the object is not to be seen')

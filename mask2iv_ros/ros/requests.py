@@ -15,17 +15,11 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
+from mask2iv_ros.image_messages import read_colour, read_depth, read_distortion, read_intrinsics, read_mask
 from mask2iv_ros.msg import InteractionRequest
 from mask2iv_ros.planning.assess import Geometry
 from mask2iv_ros.planning.path import DEPTH_RANGE, object_depth
 from mask2iv_ros.planning.request import GenerationRequest, InvalidRequest, check_request
-from mask2iv_ros.ros.conversions import (
-    read_colour,
-    read_depth,
-    read_distortion,
-    read_intrinsics,
-    read_mask,
-)
 from mask2iv_ros.ros.perception_buffer import PerceptionBuffer
 
 #: Input topics of the node and their types.

@@ -17,8 +17,6 @@ from mask2iv_ros import labels as lb
 SMALL_OBJECT = 0.03
 #: Drift reaches up to this share of the picture's height in the last frame.
 MAX_DRIFT = 0.06
-#: Pixel rows at which the paper's kernels are meant.
-PAPER_HEIGHT = 320
 
 
 @dataclass
@@ -48,17 +46,12 @@ class DamageShares:
         return {name: share for name, share in asdict(self).items() if name in DAMAGES}
 
 
-def paper_kernel(size: int, height: int) -> int:
-    """A kernel of `size` pixels at `PAPER_HEIGHT`, in proportion at `height`: odd, and never below 3."""
-    return max(3, 2 * round((size * height / PAPER_HEIGHT - 1) / 2) + 1)
-
-
 def dilate_or_erode(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Dilate or erode all masks of the clip by one kernel (Mask2IV, arXiv 2510.03135).
 
-    The kernel is 3, 5 or 7 pixels at `PAPER_HEIGHT`, in proportion at others, but never below 3.
+    The kernel is 3, 5 or 7 pixels at `labels.PAPER_HEIGHT`, in proportion at others, but never below 3.
     """
-    size = paper_kernel(int(rng.choice((3, 5, 7))), labels.shape[1])
+    size = lb.paper_kernel(int(rng.choice((3, 5, 7))), labels.shape[1])
     operation = lb.dilate if rng.random() < 0.5 else lb.erode
     return lb.combine_masks(
         operation(labels == lb.OBJECT, size),
@@ -88,7 +81,7 @@ def lost_object(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The object is gone for two frames or more after the first, wherever it is small (`SMALL_OBJECT`)."""
     start = int(rng.integers(1, len(labels) - 1))
     end = int(rng.integers(start + 2, len(labels) + 1))
-    target = (labels == lb.OBJECT) | (labels == lb.PART)
+    target = lb.object_mask(labels)
     small = target.mean(axis=(1, 2)) <= SMALL_OBJECT
     lost = small & (np.arange(len(labels)) >= start) & (np.arange(len(labels)) < end)
     return np.where(target & lost[:, None, None], lb.BACKGROUND, labels).astype(np.uint8)

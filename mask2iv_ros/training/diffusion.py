@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from mask2iv_ros import labels as lb
+from mask2iv_ros.augmentation.looks import Looks
 from mask2iv_ros.evaluation import metrics
 from mask2iv_ros.pictures import clip_strip
 from mask2iv_ros.pipelines.components import encode_text, image_features
@@ -27,7 +28,7 @@ from mask2iv_ros.training.conditions import (
     draw_conditions,
     goal_variants,
 )
-from mask2iv_ros.training.damage import DamageShares, damage_labels, paper_kernel
+from mask2iv_ros.training.damage import DamageShares, damage_labels
 from mask2iv_ros.training.latents import LatentCache, tensors_id, weights_id
 from mask2iv_ros.training.losses import contact_cells, foreground_cells, loss_weights
 from mask2iv_ros.training.trained_parts import StageModel, count_trained, merge_adapter, select_trained
@@ -66,7 +67,14 @@ class StageOptions(Checked):
     weigh_vacated: bool = True
     gradient_checkpointing: bool = False
 
-    MINIMA = {'batch_size': 1, 'lora_rank': 1, 'damage_variants': 1, 'predicted_clips': 1, 'contact_size': 1}  # noqa: RUF012
+    MINIMA = {  # noqa: RUF012
+        'batch_size': 1,
+        'lora_rank': 1,
+        'damage_variants': 1,
+        'predicted_clips': 1,
+        'look_variants': 1,
+        'contact_size': 1,
+    }
 
     def __post_init__(self):
         self.check()
@@ -90,12 +98,15 @@ class VideoOptions(StageOptions):
 
     Attributes:
         contact_weight: loss weight of the contact band; the paper has 5, and a `foreground_weight` of 1.
-        contact_size: kernel of the contact band, see `paper_kernel`; the paper has 7.
+        contact_size: kernel of the contact band, see `labels.paper_kernel`; the paper has 7.
         damage: what is done to the masks; the fields of `DamageShares`. It comes before `masks`.
         damage_variants: damaged versions of each clip that samples are drawn from.
         predicted_clips: at most so many clips, chosen at random, get masks that stage 1 predicts; these see
             them the more often, so that `damage.predicted` stays the share of all samples as long as it can.
             A clip takes all denoising steps of stage 1, more than a training step does.
+        looks: share of samples whose video, first frame and all, is in a new look (`Looks`), the same over
+            all frames, so that a first frame in colours that no clip has is carried on. For static cameras.
+        look_variants: looks of each clip that samples are drawn from.
         masks: 'both', 'actor' or 'none', see `InteractionVideoPipeline`.
         controlnet: a ControlNet sees the masks in place of the UNet. As `residual`, these two are for new
             networks only ('both' and False if left out); those of an existing model go on as they are.
@@ -107,6 +118,8 @@ class VideoOptions(StageOptions):
     damage: DamageShares = field(default_factory=DamageShares)
     damage_variants: int = 4
     predicted_clips: int = 1000
+    looks: float = 0.0
+    look_variants: int = 2
     masks: str | None = None
     controlnet: bool | None = None
 
@@ -114,6 +127,8 @@ class VideoOptions(StageOptions):
         if isinstance(self.damage, dict):
             self.damage = DamageShares(**self.damage)
         super().__post_init__()
+        if self.looks > 1:
+            raise ValueError(f'looks: expected a share of 0 to 1, got {self.looks}')
 
 
 @dataclass
@@ -194,7 +209,8 @@ class StageTrainer(ABC):
 
     @abstractmethod
     def _inputs(self, clips: np.ndarray, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """Of a batch: target latents, those of frame 0 as it is conditioned on, condition, text index."""
+        """Of a batch: target latents, those of frame 0 as it is conditioned on, condition, text index, and
+        what the image projector sees of frame 0."""
 
     @abstractmethod
     def predict(self, clips: ClipArrays, picks: np.ndarray, steps: int | None) -> Iterator[np.ndarray]:
@@ -236,13 +252,16 @@ class StageTrainer(ABC):
             return None
 
         def row(i: int) -> np.ndarray:
-            tokens = image_features(self.pipeline, np.array(self.arrays.frames[i, :1]), None)
-            return tokens[0].to('cpu', torch.float16).numpy()
+            return self._encoder_tokens(self.arrays.frames[i, :1])[0]
 
         made_of = f'{self.arrays.digest} {weights_id(encoder)}'
         self.made_of.append(made_of)
         with torch.no_grad():
             return self.cache.rows('image_features', row, made_of)
+
+    def _encoder_tokens(self, images: np.ndarray) -> np.ndarray:
+        tokens = image_features(self.pipeline, np.array(images), None)
+        return tokens.to('cpu', torch.float16).numpy()
 
     def _encode_maps(self) -> dict[str, np.ndarray]:
         """Bool maps (N, T, h, w) of latent cells for `loss_weights`."""
@@ -252,7 +271,7 @@ class StageTrainer(ABC):
             'foreground': self.cache.rows('foreground', lambda i: foreground_cells(labels[i], cell), made_of)
         }
         if isinstance(self.options, VideoOptions) and self.options.contact_weight != 1:
-            size = paper_kernel(self.options.contact_size, labels.shape[-2])
+            size = lb.paper_kernel(self.options.contact_size, labels.shape[-2])
             maps['contact'] = self.cache.rows(
                 'contact', lambda i: contact_cells(labels[i], cell, size), f'{made_of} {size}'
             )
@@ -300,6 +319,8 @@ class StageTrainer(ABC):
     @property
     def _objective(self) -> dict:
         facts = {k: v for k, v in asdict(self.options).items() if k not in (*FREE_OPTIONS, 'residual')}
+        if not facts.get('looks'):  # as in checkpoints from before there were looks
+            facts = {k: v for k, v in facts.items() if k not in ('looks', 'look_variants')}
         scale = self.pipeline.config.residual_scale
         # Rounded, as the last digits of a mean may differ between machines.
         facts['residual_scale'] = scale and float(f'{scale:.4g}')
@@ -318,6 +339,12 @@ class StageTrainer(ABC):
         latents = torch.from_numpy(self.latents[name][index].astype(np.float32)).to(self.device)
         return latents.transpose(1, 2) if latents.ndim == 5 else latents
 
+    def _image_features(self, clips: np.ndarray) -> torch.Tensor:
+        """What the image projector sees of the first frames, (B, L, D)."""
+        if self.features is None:
+            return self._load('first_frame', clips).flatten(2).transpose(1, 2)
+        return torch.from_numpy(self.features[clips].astype(np.float32)).to(self.device)
+
     def rates(self, clips: ClipArrays) -> np.ndarray:
         """(N,) int64 frames a second that the UNet is told of each clip, at least 1."""
         rates = clips.fps if self.fps is None else np.full(len(clips), self.fps)
@@ -335,17 +362,13 @@ class StageTrainer(ABC):
         options, size = self.options, self.options.batch_size
         clips = torch.randint(len(self.arrays), (size,), generator=generator).numpy()
         timesteps = torch.randint(self.scheduler.config.num_train_timesteps, (size,), generator=generator)
-        target, first, condition, text = self._inputs(clips, generator)
+        target, first, condition, text, features = self._inputs(clips, generator)
         if self.pipeline.config.residual_scale is not None:
             target = (target - first.unsqueeze(2)) * self.pipeline.config.residual_scale
         noise = torch.randn(target.shape, generator=generator).to(self.device)
         timesteps = timesteps.to(self.device)
         noisy = self.scheduler.add_noise(target, noise, timesteps)
         velocity = self.scheduler.get_velocity(target, noise, timesteps)
-        if self.features is None:
-            features = self._load('first_frame', clips).flatten(2).transpose(1, 2)
-        else:
-            features = torch.from_numpy(self.features[clips].astype(np.float32)).to(self.device)
         predicted = self.trainer.model(
             torch.cat([noisy, condition], dim=1),
             timesteps,
@@ -458,7 +481,8 @@ class TrajectoryTrainer(StageTrainer):
             goal = self._load('goals', clips, drawn.goal_form.numpy())
             condition = choose(drawn.goal, trajectory_condition(first, goal, num_frames), condition)
         condition = torch.cat([condition, image.unsqueeze(2).expand_as(masks)], dim=1)
-        return masks, first, condition, np.where(drawn.text.numpy(), self.text_index[clips], 0)
+        text = np.where(drawn.text.numpy(), self.text_index[clips], 0)
+        return masks, first, condition, text, self._image_features(clips)
 
     def _pick(self, held_out: ClipArrays, count: int) -> np.ndarray:
         every = np.random.default_rng(0).permutation(len(held_out))
@@ -531,6 +555,8 @@ class VideoTrainer(StageTrainer):
             'first_frame': self.cache.encoded('first_frame', lambda i: self.arrays.frames[i, 0]),
             'video': self.cache.encoded('video', lambda i: self.arrays.frames[i]),
         }
+        if self.options.looks:
+            latents['looks'] = self.cache.encoded('looks', self._looks, self._looks_made_of)
         if self.masks != 'both':
             self.made_of.append(self.masks)
         if self.masks == 'none':
@@ -564,6 +590,29 @@ class VideoTrainer(StageTrainer):
             self.row_of_predicted[self.predicted_clips] = np.arange(len(self.predicted_clips))
         return latents
 
+    @property
+    def _looks_made_of(self) -> str:
+        return f'{Looks()} {self.options.look_variants} {self.seed}'
+
+    def _looks(self, i: int) -> np.ndarray:
+        """(V, T, H, W, 3) uint8: a clip in drawn looks."""
+        generators = [np.random.default_rng((self.seed, i, v)) for v in range(self.options.look_variants)]
+        frames, labels = np.array(self.arrays.frames[i]), np.array(self.arrays.labels[i])
+        return np.stack([Looks().draw(generator).all_frames(frames, labels) for generator in generators])
+
+    def _encode_features(self):
+        features = super()._encode_features()
+        self.look_features = None
+        if features is not None and self.options.looks:
+            made_of = f'{self.arrays.digest} {self._looks_made_of} {weights_id(self.pipeline.image_encoder)}'
+            with torch.no_grad():
+                self.look_features = self.cache.rows(
+                    'look_features',
+                    lambda i: np.stack([self._encoder_tokens(look[:1])[0] for look in self._looks(i)]),
+                    made_of,
+                )
+        return features
+
     def _inputs(self, clips, generator):
         shares = self.options.damage
         dice = torch.rand(len(clips), generator=generator)
@@ -579,9 +628,21 @@ class VideoTrainer(StageTrainer):
             rows = self.row_of_predicted[clips]
             is_predicted = (dice >= 1 - share) & torch.from_numpy(rows >= 0)
             masks[is_predicted] = self._load('predicted', rows[is_predicted.numpy()])
+        features = self._image_features(clips)
+        if 'looks' in self.latents:
+            has_look = torch.rand(len(clips), generator=generator) < self.options.looks
+            variant = torch.randint(self.options.look_variants, (len(clips),), generator=generator)
+            picks = clips[has_look.numpy()], variant[has_look].numpy()
+            video[has_look] = looks = self._load('looks', *picks)
+            if self.look_features is None:
+                features[has_look] = looks[:, :, 0].flatten(2).transpose(1, 2)
+            else:
+                tokens = torch.from_numpy(self.look_features[picks].astype(np.float32))
+                features[has_look] = tokens.to(self.device)
         first = video[:, :, 0]
         condition = torch.cat([first.unsqueeze(2).expand_as(video), masks], dim=1)
-        return video, first, condition, self.text_index[clips] if self._has_text() else np.zeros_like(clips)
+        text = self.text_index[clips] if self._has_text() else np.zeros_like(clips)
+        return video, first, condition, text, features
 
     def predict(self, clips, picks, steps):
         for batch, fps in self._batches(clips, picks):

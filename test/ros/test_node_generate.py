@@ -16,9 +16,10 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from visualization_msgs.msg import MarkerArray
 
+from mask2iv_ros.image_messages import read_colour
 from mask2iv_ros.msg import InteractionPlan, MaskTrajectory
 from mask2iv_ros.ros.client import InteractionClient, InteractionError
-from mask2iv_ros.ros.conversions import read_colour, read_labels, write_image
+from mask2iv_ros.ros.conversions import read_labels, write_image
 from ros_harness import HEIGHT, WIDTH, Peer, separate_process, until
 
 FRAMES = 8  # of the tiny model

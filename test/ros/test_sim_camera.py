@@ -6,7 +6,7 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image
 
 from mask2iv_ros.data.metaworld import FIRST_SEED, record_clip
-from mask2iv_ros.ros.conversions import read_colour, read_depth, read_intrinsics, read_mask
+from mask2iv_ros.image_messages import read_colour, read_depth, read_intrinsics, read_mask
 
 TOPICS = {
     'image': Image,

@@ -1,0 +1,251 @@
+"""What a generated episode must show before anyone trains on it, as one number each, and the thresholds.
+
+Everything is measured at the segmenter's size, on the masks seen in the generated frames, and reported for
+the worst camera. A value is nan where there is nothing to measure, such as seams in a clip of one window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from mask2iv_ros import labels as lb
+from mask2iv_ros.clip import InteractionClip
+from mask2iv_ros.framing import Framing
+from mask2iv_ros.models.segmenter import Segmenter
+from mask2iv_ros.pipelines.interaction_video import anchored_windows
+
+#: An object is there if at least this share of its asked area is seen.
+SEEN_SHARE = 0.25
+#: Frames with fewer asked pixels of an object do not count for its permanence.
+FEW_PIXELS = 8
+#: Steps on each side of a seam that it is compared with.
+SEAM_REACH = 4
+#: Change a step (of 255) that is noise: added to both sides of the comparison.
+STILL_CHANGE = 0.5
+
+Views = Mapping[str, InteractionClip]
+
+
+class InverseDynamics(Protocol):
+    """What reads actions off an episode."""
+
+    def actions(self, views: Views) -> tuple[np.ndarray, np.ndarray | None]:
+        """(T, A) float32 actions and (T, S) float32 states, or None."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The least or the most that passes; None switches a gate off. nan passes: there was nothing to measure.
+
+    Attributes:
+        actor_iou: least mean IoU, over frames 1.., of the actor seen and the actor asked for.
+        actor_centroid: most distance of their centroids in pixels at the segmenter's size, 90th percentile
+            over frames 1..; a frame where the actor is asked for and not seen counts as its height.
+        object_permanence: least share of the frames with an object asked for in which it is seen.
+        seam_jump: most change of the picture over a border of two windows, as a multiple of the change of
+            the steps beside it.
+        near_duplicate: least difference (of 255) to the source and to the other variants.
+        sharpness: least sharpness of frames 1.. relative to frame 0, as a share of the source's.
+        cycle_error: most mean difference of the actions that inverse dynamics reads off the generated frames
+            and those that are written, in standard deviations of each action of the source.
+    """
+
+    actor_iou: float | None = 0.5
+    actor_centroid: float | None = 12.0
+    object_permanence: float | None = 0.7
+    seam_jump: float | None = 5.0
+    near_duplicate: float | None = 3.0
+    sharpness: float | None = 0.3
+    cycle_error: float | None = 1.0
+
+    def failures(self, values: Mapping[str, float]) -> list[str]:
+        """Names of the gates that an episode with these `measure`d values does not pass.
+
+        Raises:
+            ValueError: a value is missing for a gate that is on.
+        """
+        failed = []
+        for gate in fields(self):
+            threshold = getattr(self, gate.name)
+            if threshold is None:
+                continue
+            if gate.name not in values:
+                raise ValueError(f'values: expected one of {gate.name}, got {sorted(values)}')
+            value = values[gate.name]
+            below = gate.name in AT_LEAST
+            if not np.isnan(value) and (value < threshold if below else value > threshold):
+                failed.append(gate.name)
+        return failed
+
+
+#: Gates whose value must not be below the threshold; that of the others must not be above.
+AT_LEAST = frozenset({'actor_iou', 'object_permanence', 'near_duplicate', 'sharpness'})
+
+
+def measure(
+    source: Views,
+    views: Views,
+    segmenter: Segmenter,
+    others: Sequence[Views] = (),
+    inverse_dynamics: InverseDynamics | None = None,
+    window: int = 16,
+) -> dict[str, float]:
+    """Measure all gates of a generated episode.
+
+    Args:
+        source: the recorded episode, whole clips by camera.
+        views: the generated episode: the same cameras; `labels` are the masks that were asked for.
+        segmenter: trained on the source dataset.
+        others: variants of the same source that are kept already.
+        inverse_dynamics: None leaves `cycle_error` nan.
+        window: frames that the model makes at a time, which says where its seams are.
+
+    Returns:
+        The value of every field of `Thresholds`.
+
+    Raises:
+        ValueError: cameras differ, or a clip has no masks.
+    """
+    if source.keys() != views.keys() or not views:
+        raise ValueError(f'views: expected cameras {sorted(source)}, got {sorted(views)}')
+    cameras = [_measure_camera(camera, source, views[camera], others, segmenter, window) for camera in views]
+    worst = {}
+    for name in cameras[0]:
+        values = np.array([camera[name] for camera in cameras])
+        # An episode is a duplicate only if all its cameras are.
+        least = name in AT_LEAST and name != 'near_duplicate'
+        if np.isnan(values).all():
+            worst[name] = float('nan')
+        else:
+            worst[name] = float(np.nanmin(values) if least else np.nanmax(values))
+    worst['cycle_error'] = float('nan') if inverse_dynamics is None else cycle_error(views, inverse_dynamics)
+    return worst
+
+
+def _measure_camera(
+    camera: str, source: Views, clip: InteractionClip, others: Sequence[Views], segmenter, window: int
+) -> dict[str, float]:
+    size = tuple(segmenter.config.sample_size)
+
+    def fitted(one: InteractionClip) -> tuple[np.ndarray, np.ndarray]:
+        if one.labels is None:
+            raise ValueError(f'{camera}: expected masks, got none')
+        framing = Framing(one.frames.shape[1:3], size)
+        return framing.fit_frames(one.frames), framing.fit_labels(one.labels)
+
+    frames, asked = fitted(clip)
+    recorded, recorded_labels = fitted(source[camera])
+    seen = segmenter.read(frames, asked[0])
+    references = [(recorded, recorded_labels), *(fitted(other[camera]) for other in others)]
+    return {
+        'actor_iou': actor_iou(seen, asked),
+        'actor_centroid': actor_centroid(seen, asked),
+        'object_permanence': object_permanence(seen, asked),
+        'seam_jump': seam_jump(frames, window),
+        'near_duplicate': min(difference(frames, asked, *reference) for reference in references),
+        'sharpness': sharpness(frames, asked) / sharpness(recorded, recorded_labels),
+    }
+
+
+def actor_iou(seen: np.ndarray, asked: np.ndarray) -> float:
+    """Mean IoU of the actor in (T, H, W) label images over frames 1..; nan where it never comes."""
+    values = [lb.iou(s == lb.ACTOR, a == lb.ACTOR) for s, a in zip(seen[1:], asked[1:], strict=True)]
+    return float('nan') if np.isnan(values).all() else float(np.nanmean(values))
+
+
+def actor_centroid(seen: np.ndarray, asked: np.ndarray) -> float:
+    """90th percentile of the actor's centroid distance in pixels over frames 1.. that ask for it."""
+    distances = []
+    for s, a in zip(seen[1:], asked[1:], strict=True):
+        if wanted := lb.centroid(a == lb.ACTOR):
+            found = lb.centroid(s == lb.ACTOR)
+            distances.append(float(np.hypot(*np.subtract(found, wanted))) if found else float(len(s)))
+    return float(np.percentile(distances, 90)) if distances else float('nan')
+
+
+def object_permanence(seen: np.ndarray, asked: np.ndarray) -> float:
+    """Share of frames 1.. with an object asked for in which enough of it is seen; parts count as object."""
+    seen, asked = (np.where(labels == lb.PART, lb.OBJECT, labels) == lb.OBJECT for labels in (seen, asked))
+    wanted = asked[1:].sum(axis=(1, 2))
+    counts = wanted >= FEW_PIXELS
+    found = seen[1:].sum(axis=(1, 2))
+    return float((found >= SEEN_SHARE * wanted)[counts].mean()) if counts.any() else float('nan')
+
+
+def seam_steps(length: int, window: int) -> np.ndarray:
+    """(length - 1,) bool, whether frames t and t + 1 come of different windows of `anchored_windows`."""
+    if length <= window:
+        return np.zeros(length - 1, bool)
+    made_by = np.zeros(length, int)
+    for number, (frames, known) in enumerate(anchored_windows(length, window)):
+        made_by[frames[~known]] = number
+    return np.diff(made_by) != 0
+
+
+def seam_jump(frames: np.ndarray, window: int) -> float:
+    """The largest change over a seam of (T, H, W, 3) frames, as a multiple of the median change around it.
+
+    Key frames, which the first window spreads over the clip, have seams on both sides. nan without seams.
+    """
+    seams = seam_steps(len(frames), window)
+    if not seams.any():
+        return float('nan')
+    change = np.abs(np.diff(frames.astype(np.int16), axis=0)).mean(axis=(1, 2, 3)) + STILL_CHANGE
+    ratios = []
+    for step in np.flatnonzero(seams):
+        around = np.arange(max(0, step - SEAM_REACH), min(len(change), step + SEAM_REACH + 1))
+        ratios.append(change[step] / np.median(change[around[around != step]]))
+    return float(max(ratios))
+
+
+def difference(
+    frames: np.ndarray, labels: np.ndarray, other_frames: np.ndarray, other_labels: np.ndarray
+) -> float:
+    """How different two (T, H, W, 3) videos look or move: mean absolute difference (of 255).
+
+    The larger of that of the whole picture and that of what is actor or object in either, so that repainting
+    a small thing, or another motion before the same background, is a difference. Videos of different lengths
+    are compared as far as both go.
+    """
+    length = min(len(frames), len(other_frames))
+    away = np.abs(frames[:length].astype(np.int16) - other_frames[:length]).mean(axis=-1)
+    either = (labels[:length] != lb.BACKGROUND) | (other_labels[:length] != lb.BACKGROUND)
+    return float(max(away.mean(), away[either].mean() if either.any() else 0.0))
+
+
+def sharpness(frames: np.ndarray, labels: np.ndarray) -> float:
+    """Sharpness of frames 1.. of a (T, H, W, 3) video as a multiple of that of frame 0, which is a photo.
+
+    Mean absolute Laplacian of grey on and around actor and object of (T, H, W) labels, or of everything where
+    there are none; the median over frames.
+    """
+    size = max(3, round(0.03 * frames.shape[1]) * 2 + 1)
+    values = []
+    for frame, mask in zip(frames, lb.dilate(labels != lb.BACKGROUND, size), strict=True):
+        edges = np.abs(cv2.Laplacian(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.CV_32F))
+        values.append(edges[mask].mean() if mask.any() else edges.mean())
+    return float((np.median(values[1:]) + STILL_CHANGE) / (values[0] + STILL_CHANGE))
+
+
+def cycle_error(views: Views, inverse_dynamics: InverseDynamics) -> float:
+    """Mean absolute difference of actions read off an episode and those written, in their own spread.
+
+    Each action's difference is divided by its standard deviation over the episode; one that never changes
+    does not count. nan where no actions are written, or none changes.
+    """
+    written = next(iter(views.values())).actions
+    if written is None:
+        return float('nan')
+    read, _ = inverse_dynamics.actions(views)
+    if read.shape != written.shape:
+        raise ValueError(f'inverse_dynamics: expected actions {written.shape}, got {read.shape}')
+    spread = written.std(axis=0)
+    moving = spread > 1e-6
+    if not moving.any():
+        return float('nan')
+    return float((np.abs(read - written).mean(axis=0)[moving] / spread[moving]).mean())

@@ -1,0 +1,383 @@
+"""New looks of a scene whose masks are known: repainted surfaces, other light, things that stand about.
+
+A look is drawn from a random generator alone and described in JSON, so every camera of an episode gets the
+same one, and it can be made again. All places and sizes are in shares of the picture's height, so a look is
+the same at any resolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from typing import ClassVar
+
+import cv2
+import numpy as np
+
+from mask2iv_ros import labels as lb
+
+PATTERNS = ('plain', 'stripes', 'checks', 'dots', 'marble')
+SHAPES = ('ball', 'box', 'cylinder')
+#: Luminance of linear-light RGB is close enough to this of gamma-coded values (Rec. 601).
+LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
+#: Places that are tried for a thing before it is left out.
+TRIES = 200
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Paint of one region. The shading that is there stays: brightness is kept, and scaled.
+
+    Attributes:
+        colours: two RGB colours of luminance 1, those of the pattern's low and high places.
+        brightness: factors of luminance at the low and at the high places.
+        strength: 0 to 1, share of the paint; the rest is what was there.
+        pattern: one of `PATTERNS`.
+        period: of the pattern, in picture heights.
+        angle: of the pattern, radians.
+        seed: of the pattern 'marble'.
+    """
+
+    colours: tuple[tuple[float, float, float], tuple[float, float, float]]
+    brightness: tuple[float, float] = (1.0, 1.0)
+    strength: float = 1.0
+    pattern: str = 'plain'
+    period: float = 0.1
+    angle: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.pattern not in PATTERNS:
+            raise ValueError(f'pattern: expected one of {PATTERNS}, got {self.pattern!r}')
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, texture: float) -> Surface:
+        """A paint, with a pattern by the chance `texture`."""
+        colours = [_draw_colour(rng) for _ in range(2)]
+        gain = float(np.exp(rng.uniform(np.log(0.6), np.log(1.5))))
+        contrast = float(rng.uniform(0.15, 0.5))
+        has_pattern = bool(rng.random() < texture)
+        return cls(
+            colours=(colours[0], colours[1] if rng.random() < 0.5 else colours[0]),
+            brightness=(gain * (1 - contrast), gain * (1 + contrast)) if has_pattern else (gain, gain),
+            strength=float(rng.uniform(0.6, 1.0)),
+            pattern=str(rng.choice(PATTERNS[1:])) if has_pattern else 'plain',
+            period=float(rng.uniform(0.05, 0.3)),
+            angle=float(rng.uniform(0, np.pi)),
+            seed=int(rng.integers(2**31)),
+        )
+
+    def __call__(self, image: np.ndarray, anchor: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
+        """Paint all of an (H, W, 3) float32 image of 0..1; the pattern begins at pixel `anchor` (x, y)."""
+        low, high = (np.array(c, np.float32) * b for c, b in zip(self.colours, self.brightness, strict=True))
+        if self.pattern == 'plain':
+            paint = low
+        else:
+            share = self._pattern(image.shape[:2], anchor)[..., None]
+            paint = low + share * (high - low)
+        painted = (image @ LUMINANCE)[..., None] * paint
+        return image + self.strength * (painted - image)
+
+    def _pattern(self, size: tuple[int, int], anchor: tuple[float, float]) -> np.ndarray:
+        """(H, W) float32 of 0..1."""
+        y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
+        x, y = (x - anchor[0]) / (size[0] * self.period), (y - anchor[1]) / (size[0] * self.period)
+        u = np.float32(2 * np.pi) * (x * np.cos(self.angle) + y * np.sin(self.angle)).astype(np.float32)
+        v = np.float32(2 * np.pi) * (y * np.cos(self.angle) - x * np.sin(self.angle)).astype(np.float32)
+        if self.pattern == 'stripes':
+            value = np.sin(u)
+        elif self.pattern == 'checks':
+            value = np.sin(u / 2) * np.sin(v / 2) * 2
+        elif self.pattern == 'dots':
+            value = np.cos(u / 2) * np.cos(v / 2) * 2 - 1
+        else:
+            draw = np.random.default_rng(self.seed)
+            waves = draw.normal(size=(8, 2)).astype(np.float32) * 0.5
+            phases = draw.uniform(0, 2 * np.pi, 8)
+            value = sum(np.sin(a * u + b * v + p) for (a, b), p in zip(waves, phases, strict=True)) / 2
+        return np.clip(0.5 + 2 * value, 0, 1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Light:
+    """Light on all of the picture.
+
+    Attributes:
+        gains: factors of red, green and blue.
+        gradient: by how much it changes over a picture height, as a share.
+        angle: direction in which it grows, radians.
+    """
+
+    gains: tuple[float, float, float]
+    gradient: float = 0.0
+    angle: float = 0.0
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> Light:
+        gain, warmth = np.exp(rng.uniform(np.log(0.65), np.log(1.35))), rng.uniform(-0.2, 0.2)
+        return cls(
+            gains=(float(gain * (1 + warmth)), float(gain), float(gain * (1 - warmth))),
+            gradient=float(rng.uniform(0, 0.5)),
+            angle=float(rng.uniform(0, 2 * np.pi)),
+        )
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Light an (H, W, 3) float32 image of 0..1."""
+        height, width = image.shape[:2]
+        y, x = np.mgrid[:height, :width].astype(np.float32)
+        x, y = (x - width / 2) / height, (y - height / 2) / height
+        slope = 1 + self.gradient * (x * np.float32(np.cos(self.angle)) + y * np.float32(np.sin(self.angle)))
+        return image * slope[..., None].clip(0.2) * np.array(self.gains, np.float32)
+
+
+@dataclass(frozen=True)
+class Distractor:
+    """A thing that stands on the background, clear of actor and object.
+
+    Attributes:
+        shape: one of `SHAPES`.
+        colour: RGB of 0..1.
+        size: its height and width in picture heights.
+        seed: of the places that are tried for it; the first that is clear in a picture is taken.
+    """
+
+    shape: str
+    colour: tuple[float, float, float]
+    size: tuple[float, float]
+    seed: int
+
+    def __post_init__(self):
+        if self.shape not in SHAPES:
+            raise ValueError(f'shape: expected one of {SHAPES}, got {self.shape!r}')
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> Distractor:
+        colour = np.array(_draw_colour(rng)) * rng.uniform(0.2, 0.7)
+        height = float(rng.uniform(0.08, 0.2))
+        shape = str(rng.choice(SHAPES))
+        return cls(
+            shape=shape,
+            colour=tuple(float(c) for c in colour.clip(0, 1)),
+            size=(height, height if shape == 'ball' else height * float(rng.uniform(0.5, 1.3))),
+            seed=int(rng.integers(2**31)),
+        )
+
+    def __call__(self, image: np.ndarray, taken: np.ndarray) -> None:
+        """Draw it into an (H, W, 3) float32 image of 0..1, where the (H, W) bool `taken` is False.
+
+        `taken` becomes True where it stands. Where no place is clear, nothing happens.
+        """
+        h, w = (max(3, round(side * len(image))) for side in self.size)
+        counts = np.pad(np.cumsum(np.cumsum(taken, axis=0, dtype=np.int64), axis=1), ((1, 0), (1, 0)))
+        draw = np.random.default_rng(self.seed)
+        for share_y, share_x in draw.random((TRIES, 2)):
+            top = int((0.2 + 0.8 * share_y) * (len(image) - h))
+            left = int(share_x * (image.shape[1] - w))
+            bottom, right = top + h, left + w
+            if min(top, left) >= 0 and not (
+                counts[bottom, right] - counts[top, right] - counts[bottom, left] + counts[top, left]
+            ):  # fmt: skip
+                break
+        else:
+            return
+        self._draw_shadow(image, taken, (left + w / 2, bottom - 0.06 * h), w)
+        box = image[top:bottom, left:right]
+        shape, alpha = self._picture(h, w)
+        box += alpha[..., None] * (shape - box)
+        taken[top:bottom, left:right] = True
+
+    def _draw_shadow(self, image: np.ndarray, taken: np.ndarray, foot: tuple[float, float], width: int):
+        y, x = np.mgrid[: image.shape[0], : image.shape[1]].astype(np.float32)
+        away = ((x - foot[0]) / (0.6 * width)) ** 2 + ((y - foot[1]) / (0.2 * width)) ** 2
+        shadow = 0.45 * np.exp(-(away**2)) * ~taken
+        image *= 1 - shadow[..., None]
+
+    def _picture(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """(h, w, 3) colours and (h, w) opacity, drawn at four times the size and shrunk."""
+        y, x = np.mgrid[: 4 * height, : 4 * width].astype(np.float32)
+        x, y = (x + 0.5) / (2 * width) - 1, (y + 0.5) / (2 * height) - 1  # -1..1
+        if self.shape == 'ball':
+            alpha = x**2 + y**2 <= 1
+            z = np.sqrt(np.clip(1 - x**2 - y**2, 0, 1))
+            shade = 0.35 + 0.75 * np.clip(-0.45 * x - 0.6 * y + 0.66 * z, 0, 1)
+        elif self.shape == 'box':  # a front, a darker side, and a lighter top
+            slant = np.float32(0.3)
+            front = (x <= 1 - 2 * slant) & (y >= -1 + 2 * slant)
+            top = (y < -1 + 2 * slant) & (x + y >= -2 + 2 * slant) & (x + y <= 0)
+            side = (x > 1 - 2 * slant) & (x + y >= 0) & (x + y <= 2 - 2 * slant)
+            alpha, shade = front | top | side, 0.85 * front + 1.1 * top + 0.55 * side
+        else:
+            lid = np.float32(0.22)
+            top = x**2 + ((y + 1 - lid) / lid) ** 2 <= 1
+            body = (
+                (np.abs(x) <= 1) & (y >= -1 + lid) & (y <= 1 - lid + lid * np.sqrt(np.clip(1 - x**2, 0, 1)))
+            )
+            shade = np.where(top, 1.05, 0.4 + 0.6 * np.sqrt(np.clip(1 - (0.8 * x + 0.35) ** 2, 0, 1)))
+            alpha = top | body
+        colours = np.clip(shade[..., None] * np.array(self.colour, np.float32), 0, 1)
+        shrink = partial(cv2.resize, dsize=(width, height), interpolation=cv2.INTER_AREA)
+        alpha = alpha.astype(np.float32)
+        covered = shrink(alpha)
+        return shrink(colours * alpha[..., None]) / np.maximum(covered, 1e-6)[..., None], covered
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is changed of how a scene looks; None or () where nothing is."""
+
+    object: Surface | None = None
+    background: Surface | None = None
+    light: Light | None = None
+    distractors: tuple[Distractor, ...] = ()
+
+    def describe(self) -> dict:
+        """JSON-able; `from_description` makes the same look of it."""
+        return asdict(self)
+
+    @classmethod
+    def from_description(cls, description: Mapping) -> Look:
+        """The look that `describe` described, also after JSON."""
+        parts = {f.name: description.get(f.name) for f in fields(cls)}
+        made = {
+            name: kind(**{k: _tuples(v) for k, v in parts[name].items()}) if parts[name] else None
+            for name, kind in (('object', Surface), ('background', Surface), ('light', Light))
+        }
+        things = [
+            Distractor(**{k: _tuples(v) for k, v in thing.items()}) for thing in parts['distractors'] or ()
+        ]
+        return cls(**made, distractors=tuple(things))
+
+    def __call__(
+        self, frame: np.ndarray, labels: np.ndarray, occupied: np.ndarray | None = None, camera: str = ''
+    ) -> np.ndarray:
+        """Edit one picture.
+
+        Args:
+            frame: (H, W, 3) uint8 RGB.
+            labels: (H, W) uint8 label ids.
+            occupied: (H, W) bool, where no distractor may stand, such as wherever actor and object come in
+                the episode; None for where they are now.
+            camera: of no meaning here; other edits may have a picture for each.
+
+        Returns:
+            (H, W, 3) uint8.
+        """
+        lb.check_labels(labels)
+        if labels.shape != frame.shape[:2]:
+            raise ValueError(f'labels: expected {frame.shape[:2]}, got {labels.shape}')
+        image = frame.astype(np.float32) / 255
+        target = (labels == lb.OBJECT) | (labels == lb.PART)
+        if self.background is not None:
+            image = _blend(image, self.background(image), labels == lb.BACKGROUND)
+        if self.object is not None and target.any():
+            rows, columns = np.nonzero(target)
+            anchor = float(columns.min() + columns.max()) / 2, float(rows.min() + rows.max()) / 2
+            image = _blend(image, self.object(image, anchor), target)
+        if self.distractors:
+            margin = max(3, round(0.02 * len(frame)) * 2 + 1)
+            taken = lb.dilate(labels != lb.BACKGROUND if occupied is None else occupied, margin)
+            for distractor in self.distractors:
+                distractor(image, taken)
+        if self.light is not None:
+            image = self.light(image)
+        return (image.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+
+    def all_frames(self, frames: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """The same edit on every frame of a (T, H, W, 3) uint8 clip of a static camera, by its labels.
+
+        What no model draws: exact for paint and light, as far as the masks are. A pattern goes along with the
+        object, but does not turn with it. Distractors stand where neither actor nor object ever comes.
+        """
+        occupied = (labels != lb.BACKGROUND).any(axis=0)
+        return np.stack([self(f, seen, occupied) for f, seen in zip(frames, labels, strict=True)])
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Draws looks.
+
+    Attributes:
+        object, background, light: chance of each to be changed. Where the dice leave all as it was, the
+            background is changed.
+        texture: chance that a paint has a pattern.
+        distractors: at most so many.
+    """
+
+    object: float = 0.7
+    background: float = 0.8
+    light: float = 0.8
+    texture: float = 0.5
+    distractors: int = 3
+
+    CHANCES: ClassVar = ('object', 'background', 'light', 'texture')
+
+    def __post_init__(self):
+        for name in self.CHANCES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f'{name}: expected a chance of 0 to 1, got {getattr(self, name)}')
+        if self.distractors < 0:
+            raise ValueError(f'distractors: expected a number of at least 0, got {self.distractors}')
+
+    def draw(self, rng: np.random.Generator) -> Look:
+        """A look. Draws the same number of times whatever comes out, so one chance does not shift others."""
+        dice = rng.random(3)
+        object_paint, background_paint = Surface.draw(rng, self.texture), Surface.draw(rng, self.texture)
+        light = Light.draw(rng)
+        things = tuple(Distractor.draw(rng) for _ in range(self.distractors))
+        things = things[: int(rng.integers(0, self.distractors + 1))]
+        look = Look(
+            object=object_paint if dice[0] < self.object else None,
+            background=background_paint if dice[1] < self.background else None,
+            light=light if dice[2] < self.light else None,
+            distractors=things,
+        )
+        return look if look != Look() else Look(background=background_paint)
+
+    def __call__(self, frame: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Draw a look and edit one picture with it."""
+        return self.draw(rng)(frame, labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """First frames that are given: (H, W, 3) uint8 RGB by camera, of the episode's size, masks unchanged."""
+
+    pictures: Mapping[str, np.ndarray]
+    names: Mapping[str, str]
+
+    def draw(self, rng: np.random.Generator) -> Pictures:
+        return self
+
+    def describe(self) -> dict:
+        """JSON-able: the names of the pictures by camera."""
+        return {'pictures': dict(self.names)}
+
+    def __call__(self, frame, labels, occupied=None, camera: str = '') -> np.ndarray:
+        """The camera's picture. Raises ValueError if there is none, or it has another size."""
+        picture = self.pictures.get(camera)
+        if picture is None:
+            raise ValueError(f'{camera}: no picture; there are {sorted(self.pictures)}')
+        if picture.shape != frame.shape or picture.dtype != np.uint8:
+            raise ValueError(
+                f'{camera}: picture: expected {frame.shape} uint8, got {picture.shape} {picture.dtype}'
+            )
+        return picture
+
+
+def _draw_colour(rng: np.random.Generator) -> tuple[float, float, float]:
+    """An RGB colour of luminance 1: any hue, pale or strong."""
+    hue, saturation = rng.uniform(0, 2 * np.pi), rng.uniform(0.15, 0.9)
+    colour = 1 - saturation * (0.5 - 0.5 * np.cos(hue + np.array([0, -2, 2]) * np.pi / 3))
+    return tuple(float(c) for c in colour / (colour @ LUMINANCE))
+
+
+def _blend(image: np.ndarray, painted: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The painted image where `mask` is, with an edge as soft as a camera's."""
+    share = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 0.003 * len(image) + 0.3)
+    share = np.where(mask, share, 0.0)[..., None].clip(0, 1)
+    return image + share * (painted - image)
+
+
+def _tuples(value):
+    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,450 @@
+"""The dataset that augmented episodes go into: it merges with its source, and says where all is from.
+
+Each episode is first a LeRobot dataset of its own (`write_episode`); `join` makes one of them all. What
+is known of its making (its record) is stored three times, because LeRobot's tools lose each in some case:
+in per-episode columns of meta/episodes (lost by delete and split), in `annotation.source` of each frame
+where the source has that column (never lost), and in the file `SIDECAR` (lost by every tool).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import errno
+import fnmatch
+import io
+import json
+import math
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mask2iv_ros.clip import InteractionClip
+from mask2iv_ros.data import lerobot as lr
+from mask2iv_ros.data.episodes import EpisodeReader
+from mask2iv_ros.data.lerobot_reader import LeRobotReader
+from mask2iv_ros.data.transfer import whole_rate
+
+SIDECAR = 'meta/mask2iv_augmentation.json'
+
+#: Per-episode column: episodes of one group show one recorded demonstration, so a split keeps them together.
+GROUP_KEY = 'split_group'
+MODE_KEY = 'augmentation/mode'
+SOURCE_EPISODE_KEY = 'augmentation/source_episode'
+VARIANT_KEY = 'augmentation/variant'
+RECORD_KEY = 'augmentation/record'
+
+#: `record['mode']` of an episode that is copied from the source.
+AS_RECORDED = 'recorded'
+
+#: Datasets that are joined by one call: LeRobot rewrites the whole file for each that is appended to it, and
+#: holds all open.
+JOINED_AT_ONCE = 32
+
+QUANTILES = {'q01': 0.01, 'q10': 0.10, 'q50': 0.50, 'q90': 0.90, 'q99': 0.99}
+
+
+@dataclass(frozen=True)
+class OutputFormat:
+    """What the datasets of a job look like: as their source, or as `mask2iv import` would write that.
+
+    Attributes:
+        fps, robot_type: as LeRobot has them.
+        features: as in meta/info.json, those that LeRobot adds included.
+        video_keys: camera name -> its feature.
+        depth_keys: camera name -> its depth feature, for those that have one.
+        recorded: columns of the source's tables that an episode of the same motion takes as they are.
+        pixel_counts: image feature -> 'count' of its statistics for each frame. LeRobot counts frames or
+            pixels, depending on how it wrote; it weighs datasets in a merge.
+    """
+
+    fps: int
+    robot_type: str | None
+    features: dict[str, dict]
+    video_keys: dict[str, str]
+    depth_keys: dict[str, str]
+    recorded: tuple[str, ...]
+    pixel_counts: dict[str, float]
+
+
+def output_format(
+    reader: EpisodeReader, cameras: Sequence[str], drop: Sequence[str] = (), same_motion: bool = True
+) -> OutputFormat:
+    """The format of what is made of `reader`'s episodes.
+
+    Args:
+        cameras: that the output has.
+        drop: names, with wildcards, of features of the source that it shall not have.
+        same_motion: whether the output shows the recorded motions, so that all else that was recorded holds.
+
+    Raises:
+        ValueError: the source has a feature that nobody can fill; `drop` is the way out.
+    """
+    if not isinstance(reader, LeRobotReader):
+        first = {camera: reader.read(0, [0], camera) for camera in cameras}
+        clip = next(iter(first.values()))
+        return OutputFormat(
+            fps=whole_rate(reader.episode(0).fps),
+            robot_type=None,
+            features={**lr.clip_features(first), **_default_features()},
+            video_keys={camera: lr.VIDEO_KEY.format(camera) for camera in cameras},
+            depth_keys={},
+            recorded=(),
+            pixel_counts={lr.VIDEO_KEY.format(camera): clip.frames[0, ..., 0].size for camera in cameras},
+        )
+    meta = reader.meta
+    gone = [key for key in meta.features if any(fnmatch.fnmatch(key, pattern) for pattern in drop)]
+    for camera in set(reader.video_keys) - set(cameras):
+        patterns = (lr.DEPTH_KEY, lr.MASKS_KEY, lr.GOAL_KEY, lr.CAMERA_KEY)
+        gone += [reader.video_keys[camera], *(pattern.format(camera) for pattern in patterns)]
+    features = {key: feature for key, feature in meta.features.items() if key not in gone}
+    video_keys = {camera: reader.video_keys[camera] for camera in cameras}
+    if missing := [key for key in video_keys.values() if key not in features]:
+        raise ValueError(f'{reader.path}: {", ".join(missing)} cannot be dropped: it is generated')
+    depth_keys = {camera: lr.DEPTH_KEY.format(camera) for camera in cameras}
+    depth_keys = {camera: key for camera, key in depth_keys.items() if key in features}
+    tables = [
+        key
+        for key, feature in features.items()
+        if feature['dtype'] not in ('video', 'image', 'language') and key not in _default_features()
+    ]
+    known = {*tables, *_default_features(), *video_keys.values(), *depth_keys.values()}
+    if same_motion:
+        unknown = set(features) - known
+        recorded = tuple(key for key in tables if key != lr.SOURCE_KEY)
+    else:
+        clips = {camera: reader.read(0, [0], camera) for camera in cameras}
+        unknown = set(features) - (known - {*tables, *depth_keys.values()}) - set(lr.clip_features(clips))
+        recorded = ()
+    if unknown:
+        raise ValueError(
+            f'{reader.path}: what {", ".join(sorted(unknown))} would be in a generated episode is unknown; '
+            'drop such features (--drop), here and in the source if the two shall merge'
+        )
+    weights = {}
+    for key in (*video_keys.values(), *depth_keys.values()):
+        count = (meta.stats or {}).get(key, {}).get('count')
+        weights[key] = 1.0 if count is None else float(np.ravel(count)[0]) / max(1, meta.total_frames)
+    return OutputFormat(
+        meta.fps, meta.robot_type, copy.deepcopy(features), video_keys, depth_keys, recorded, weights
+    )
+
+
+def recorded_columns(reader: EpisodeReader, index: int, form: OutputFormat) -> dict[str, list]:
+    """What the variants of an episode take from it as it is, by column, as `add_frame` wants it."""
+    if not form.recorded:
+        return {}
+    rows = reader.rows(index, [*form.recorded, 'task_index'])
+    tasks = dict(zip(reader.meta.tasks['task_index'], reader.meta.tasks.index, strict=True))
+    columns = {'task': [tasks[number] for number in rows['task_index'].to_pylist()]}
+    for key in form.recorded:
+        values = rows[key].to_pylist()
+        if (dtype := form.features[key]['dtype']) != 'string':
+            values = list(np.array(values, dtype).reshape(len(values), *form.features[key]['shape']))
+        columns[key] = values
+    return columns
+
+
+def write_episode(
+    root: Path,
+    form: OutputFormat,
+    views: Mapping[str, InteractionClip],
+    columns: Mapping[str, list],
+    record: dict,
+) -> None:
+    """Write a LeRobot dataset of one episode at `root`, which must not be there.
+
+    Args:
+        views: the episode by camera; what is not the camera's own is taken from the first.
+        columns: values of each frame that stand in place of what `views` says; see `recorded_columns`.
+        record: how the episode was made; JSON-serialisable.
+
+    Raises:
+        IncompatibleDataset: the video encoder made something that would not merge with the source.
+        OSError: also where LeRobot's encoder lost frames.
+        ValueError: the episode has one frame, of which LeRobot makes no statistics; or values do not fit.
+    """
+    from lerobot.configs import RGBEncoderConfig
+    from lerobot.datasets import LeRobotDataset
+
+    root = Path(root)
+    info = next((form.features[key].get('info') for key in form.video_keys.values()), None)
+    encoder = RGBEncoderConfig.from_video_info(info) if info else RGBEncoderConfig(crf=lr.CRF)
+    own = {key: feature for key, feature in form.features.items() if key not in _default_features()}
+    length = len(next(iter(views.values())))
+    if length < 2:
+        raise ValueError(f'expected at least 2 frames, got {length}')
+    dataset = None
+    try:
+        dataset = LeRobotDataset.create(
+            root.name,
+            fps=form.fps,
+            features=copy.deepcopy(own),
+            root=root,
+            robot_type=form.robot_type,
+            rgb_encoder=encoder,
+            **lr.writing_options(),
+        )
+        lr.silence_encoders()
+        for row in _rows(form, views, columns):
+            dataset.add_frame({key: value for key, value in row.items() if key in own or key == 'task'})
+        dataset.save_episode()
+        dataset.finalize()
+        _check_videos(root, form, dataset.meta, length)
+        _add_episode_columns(root, record)
+        (root / SIDECAR).write_text(json.dumps(record, indent=2) + '\n')
+    except BaseException as error:
+        full = root.exists() and shutil.disk_usage(root).free < 1 << 16
+        if dataset is not None:
+            lr.abandon(dataset)
+        shutil.rmtree(root, ignore_errors=True)
+        code = errno.ENOSPC if full else lr.system_error(error)
+        if code == errno.ENOSPC and not (isinstance(error, OSError) and error.errno == code):
+            raise OSError(code, f'no space left on device: {error}') from error
+        raise
+
+
+def _rows(form: OutputFormat, views: Mapping[str, InteractionClip], columns: Mapping[str, list]) -> Iterator:
+    for i, row in enumerate(lr.clip_rows(views)):
+        for camera, key in form.video_keys.items():
+            row[key] = views[camera].frames[i]
+        for camera, key in form.depth_keys.items():
+            depth = views[camera].depth[i, :, :, None]
+            if form.features[key]['info'].get('depth_unit') == 'mm':
+                depth = (depth * 1000).round().astype(np.uint16)
+            row[key] = depth
+        for key, values in columns.items():
+            row[key] = values[i]
+        yield row
+
+
+def _check_videos(root: Path, form: OutputFormat, meta, length: int) -> None:
+    """LeRobot logs some encoder errors and carries on, so count frames; and see that a merge will work."""
+    import av
+
+    for key in meta.video_keys:
+        for path in sorted((root / 'videos' / key).glob('**/*.mp4')):
+            with av.open(str(path)) as video:
+                if (frames := video.streams.video[0].frames) != length:
+                    raise OSError(errno.EIO, f'{key}: {length} frames went in, {frames} arrived')
+        have, want = meta.features[key]['info'], form.features[key].get('info') or {}
+        for name in ('video.codec', 'video.pix_fmt', 'video.height', 'video.width'):
+            if want.get(name, have[name]) != have[name]:
+                raise lr.IncompatibleDataset(
+                    f'{key}: {name} of the source is {want[name]}, the encoder here makes {have[name]}'
+                )
+
+
+def _add_episode_columns(root: Path, record: dict) -> None:
+    """LeRobot has no way to write more of an episode than it knows (its issue 2999)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (path,) = root.glob('meta/episodes/**/*.parquet')
+    table = pq.read_table(path)
+    for key, value in {
+        GROUP_KEY: record['split_group'],
+        MODE_KEY: record['mode'],
+        SOURCE_EPISODE_KEY: record['source_episode'],
+        VARIANT_KEY: record['variant'],
+        RECORD_KEY: json.dumps(record),
+    }.items():
+        table = table.append_column(key, pa.array([value] * len(table)))
+    pq.write_table(table, path)
+
+
+def join(parts: Sequence[Path], form: OutputFormat, scratch: Path) -> Path:
+    """Join datasets in their order by LeRobot's own aggregation, with features and statistics put right.
+
+    Args:
+        scratch: folder for what is made on the way, and for the result.
+
+    Returns:
+        The folder of the joined dataset, inside `scratch`.
+    """
+    from lerobot.datasets import aggregate_datasets
+
+    scratch.mkdir(parents=True, exist_ok=True)
+    level, depth = list(parts), 0
+    with tables_cached_in(scratch / 'cache'), contextlib.redirect_stderr(io.StringIO()):  # two bars a call
+        while depth == 0 or len(level) > 1:
+            groups = [level[i : i + JOINED_AT_ONCE] for i in range(0, len(level), JOINED_AT_ONCE)]
+            joined = [scratch / f'{depth}_{i}' for i in range(len(groups))]
+            for group, target in zip(groups, joined, strict=True):
+                names = [part.name for part in group]
+                aggregate_datasets(names, target.name, roots=group, aggr_root=target)
+                for part in group if depth else ():
+                    shutil.rmtree(part)
+            level, depth = joined, depth + 1
+        (root,) = level
+        _conform(root, form)
+    return root
+
+
+@contextlib.contextmanager
+def tables_cached_in(folder: Path) -> Iterator[None]:
+    """Where LeRobot puts a copy of each table that it opens; else in the user's cache, for ever."""
+    import datasets
+
+    cache = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = folder
+    try:
+        yield
+    finally:
+        datasets.config.HF_DATASETS_CACHE = cache
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _conform(root: Path, form: OutputFormat) -> None:
+    """Give the joined dataset the source's features to the letter, and right statistics.
+
+    LeRobot's writer and its merge replace the features that they add themselves (an older dataset has "fps"
+    in them) and what they know of a video; a merge wants all but the encoder's settings equal.
+    """
+    from lerobot.configs import VIDEO_ENCODER_INFO_KEYS
+    from lerobot.datasets import LeRobotDatasetMetadata
+    from lerobot.datasets.io_utils import write_info, write_stats
+
+    meta = LeRobotDatasetMetadata(root.name, root=root)
+    features = {}
+    for key, feature in form.features.items():
+        features[key] = copy.deepcopy(feature)
+        made = meta.features[key].get('info')
+        if feature['dtype'] == 'video':
+            info = feature.get('info') or made
+            settings = {name: made[name] for name in VIDEO_ENCODER_INFO_KEYS if name in made}
+            features[key]['info'] = {**info, **settings}
+    meta.info.features = features
+    write_info(meta.info, root)
+    write_stats(joined_stats(root, form), root)
+
+
+def joined_stats(root: str | Path, form: OutputFormat) -> dict[str, dict[str, np.ndarray]]:
+    """meta/stats.json of a joined dataset, over all its frames.
+
+    Of numbers in tables: exact. Of images: mean, standard deviation and range are exact over the pixels that
+    LeRobot sampled of each episode; quantiles are those of the mixture of the episodes' distributions, each
+    taken as straight between its known quantiles. (LeRobot 0.6.1 takes the mean of the episodes' quantiles.)
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    stats = {}
+    tables = sorted(Path(root).glob('data/**/*.parquet'))
+    for key, feature in form.features.items():
+        if feature['dtype'] in ('string', 'language', 'video', 'image'):
+            continue
+        columns = [pq.read_table(path, columns=[key])[key] for path in tables]
+        values = np.concatenate([np.array(column.to_pylist(), np.float64) for column in columns])
+        values = values.reshape(len(values), *feature['shape'])
+        stats[key] = {
+            'min': values.min(axis=0),
+            'max': values.max(axis=0),
+            'mean': values.mean(axis=0),
+            'std': values.std(axis=0),
+            'count': np.array([len(values)]),
+            **dict(zip(QUANTILES, np.quantile(values, list(QUANTILES.values()), axis=0), strict=True)),
+        }
+    episodes = pa.concat_tables(
+        pq.read_table(path) for path in sorted(Path(root).glob('meta/episodes/**/*.parquet'))
+    )
+    lengths = np.array(episodes['length'].to_pylist(), np.float64)
+    for key, weight in form.pixel_counts.items():
+        names = ('min', *QUANTILES, 'max', 'mean', 'std')
+        known = {name: np.array(episodes[f'stats/{key}/{name}'].to_pylist(), np.float64) for name in names}
+        share = (lengths / lengths.sum()).reshape(-1, *[1] * (known['mean'].ndim - 1))
+        mean = (known['mean'] * share).sum(axis=0)
+        points = np.stack([known[name] for name in ('min', *QUANTILES, 'max')], axis=-1)
+        stats[key] = {
+            'min': known['min'].min(axis=0),
+            'max': known['max'].max(axis=0),
+            'mean': mean,
+            'std': np.sqrt(((known['std'] ** 2 + (known['mean'] - mean) ** 2) * share).sum(axis=0)),
+            'count': np.array([max(1, round(weight * lengths.sum()))]),
+            **_mixture_quantiles(points, share.ravel()),
+        }
+    return stats
+
+
+def _mixture_quantiles(points: np.ndarray, share: np.ndarray) -> dict[str, np.ndarray]:
+    """Quantiles of a mixture, of (N, ..., 7) known points of its N parts: least, `QUANTILES`, greatest."""
+    shape, flat = points.shape[1:-1], points.reshape(len(points), -1, points.shape[-1])
+    levels = np.array((0, *QUANTILES.values(), 1))
+    found = np.empty((len(QUANTILES), flat.shape[1]))
+    for channel in range(flat.shape[1]):
+        values = np.maximum.accumulate(flat[:, channel], axis=-1)
+        grid = np.linspace(values.min(), values.max(), 4001)
+        parts = (np.interp(grid, row, levels, left=0, right=1) for row in values)
+        total = sum(weight * part for weight, part in zip(share, parts, strict=True))
+        found[:, channel] = np.interp(list(QUANTILES.values()), total, grid)
+    return {name: row.reshape(shape) for name, row in zip(QUANTILES, found, strict=True)}
+
+
+def _default_features() -> dict[str, dict]:
+    from lerobot.utils.constants import DEFAULT_FEATURES
+
+    return copy.deepcopy(DEFAULT_FEATURES)
+
+
+# --- Splits that do not leak
+
+
+def safe_eval_split(tasks: Sequence[str], held_out: Iterable[bool]) -> float:
+    """The greatest `--dataset.eval_split` with which LeRobot evaluates on held-out episodes alone.
+
+    LeRobot takes the last ceil(episodes x split) episodes of each task. Held-out episodes are the last of
+    their task and have no variants, so nothing of what is evaluated on was seen in training.
+
+    Args:
+        tasks: of each episode.
+        held_out: of each episode.
+
+    Returns:
+        Rounded down to four digits; 0 where a task has no held-out episode.
+    """
+    counts: dict[str, list[int]] = {}
+    for task, out in zip(tasks, held_out, strict=True):
+        count = counts.setdefault(task, [0, 0])
+        count[0] += 1
+        count[1] += out
+    return math.floor(1e4 * min(held / total for total, held in counts.values())) / 1e4
+
+
+def grouped_split(root: str | Path, fraction: float) -> dict[str, list[int]]:
+    """Episodes for training and validation, with each recorded demonstration and its variants on one side.
+
+    The last `fraction` of each task's groups, rounded up, are for validation. The result is what
+    `lerobot.datasets.split_dataset` and `lerobot-edit-dataset --operation.type split` take as splits, and
+    `lerobot-train --dataset.episodes` as episodes.
+
+    Returns:
+        {'train': episode indices, 'val': episode indices}.
+
+    Raises:
+        ValueError: an episode is of no group; it was merged in, or a tool of LeRobot dropped the column.
+    """
+    episodes = lr.load_metadata(root).episodes
+    groups = episodes[GROUP_KEY][:] if GROUP_KEY in episodes.column_names else [None] * len(episodes)
+    if missing := [i for i, group in enumerate(groups) if not group]:
+        raise ValueError(
+            f'{root}: episodes {missing[0]} to {missing[-1]} have no {GROUP_KEY}; augment with '
+            '--include-source instead of merging, and split before other tools of LeRobot change the dataset'
+        )
+    by_task: dict[str, dict[str, None]] = {}
+    seen: set[str] = set()
+    for tasks, group in zip(episodes['tasks'][:], groups, strict=True):
+        if group not in seen:
+            by_task.setdefault(tasks[0] if tasks else '', {})[group] = None
+            seen.add(group)
+    held = {
+        group
+        for names in map(list, by_task.values())
+        for group in names[len(names) - math.ceil(len(names) * fraction) :]
+    }
+    sides = {'train': [], 'val': []}
+    for index, group in enumerate(groups):
+        sides['val' if group in held else 'train'].append(index)
+    return sides

@@ -1,0 +1,157 @@
+"""Live demonstrations into a LeRobot dataset: the frames that `mask2iv import` would make of a recording."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.serialization import deserialize_message
+from std_srvs.srv import Trigger
+
+from mask2iv_ros.data.lerobot import LeRobotClipWriter
+from mask2iv_ros.data.rosbag import Contract, Timeline, build_clip, has_stamp, read_stamp
+from mask2iv_ros.ros.parameters import Row, declare_parameters
+from mask2iv_ros.ros.sim_camera import run
+
+TABLE = (
+    Row('contract', '', 'YAML file of topics, see config/recording.yaml.', read_only=True),
+    Row('dataset', '', 'Folder of the LeRobot dataset that episodes are appended to.', read_only=True),
+    Row(
+        'max_seconds', 120.0, 'An episode that lasts longer ends there; it waits in memory.', limits=(1, 3600)
+    ),
+)
+
+
+class Recorder(Node):
+    """Records an episode between the services `~/start` and `~/stop`; `~/discard` forgets it.
+
+    Answers tell the number of frames, and what was left out and why; an episode that is refused leaves the
+    dataset as it was.
+    """
+
+    def __init__(self):
+        super().__init__('recorder')
+        declare_parameters(self, TABLE)
+        path, self._dataset = (self.get_parameter(name).value for name in ('contract', 'dataset'))
+        if not path or not self._dataset:
+            raise ValueError('contract and dataset: expected a file and a folder, got nothing')
+        self._contract = Contract.load(path)
+        self._kinds: dict[str, str] = {}
+        self._messages: dict[str, list[tuple[int, bytes]]] = {}
+        self._recording = []
+        self._begin = 0
+        for name in ('start', 'stop', 'discard'):
+            self.create_service(Trigger, f'~/{name}', getattr(self, f'_{name}'))
+        self.get_logger().info(f'Ready to record {", ".join(self._contract.topics)} into {self._dataset}')
+
+    def _start(self, _, response: Trigger.Response) -> Trigger.Response:
+        if self._recording:
+            return self._answer(response, False, 'already recording')
+        offers = {topic: self.get_publishers_info_by_topic(topic) for topic in self._contract.topics}
+        if silent := [topic for topic, found in offers.items() if not found]:
+            return self._answer(response, False, f'nobody publishes {", ".join(silent)}')
+        self._messages = {topic: [] for topic in offers}
+        self._begin = self.get_clock().now().nanoseconds
+        for topic, found in offers.items():
+            self._kinds[topic] = found[0].topic_type
+            profiles = [offer.qos_profile for offer in found]
+            is_reliable = all(p.reliability == ReliabilityPolicy.RELIABLE for p in profiles)
+            is_latched = all(p.durability == DurabilityPolicy.TRANSIENT_LOCAL for p in profiles)
+            quality = QoSProfile(
+                depth=100,
+                reliability=ReliabilityPolicy.RELIABLE if is_reliable else ReliabilityPolicy.BEST_EFFORT,
+                durability=DurabilityPolicy.TRANSIENT_LOCAL if is_latched else DurabilityPolicy.VOLATILE,
+            )
+            self._recording.append(
+                self.create_subscription(
+                    _message_type(self._kinds[topic]), topic, self._keeper(topic), quality, raw=True
+                )
+            )
+        return self._answer(response, True, f'recording {", ".join(offers)}')
+
+    def _keeper(self, topic: str):
+        def keep(data: bytes):
+            now = self.get_clock().now().nanoseconds
+            if now - self._begin < self.get_parameter('max_seconds').value * 1e9:
+                self._messages[topic].append((now, data))
+
+        return keep
+
+    def _stop(self, _, response: Trigger.Response) -> Trigger.Response:
+        if not self._recording:
+            return self._answer(response, False, 'not recording')
+        self._end()
+        try:
+            return self._answer(response, True, self._write())
+        except (ValueError, OSError) as error:
+            return self._answer(response, False, f'no episode was written: {error}')
+        finally:
+            self._messages = {}
+
+    def _discard(self, _, response: Trigger.Response) -> Trigger.Response:
+        if not self._recording:
+            return self._answer(response, False, 'not recording')
+        self._end()
+        self._messages = {}
+        return self._answer(response, True, 'forgotten')
+
+    def _end(self):
+        for subscription in self._recording:
+            self.destroy_subscription(subscription)
+        self._recording = []
+
+    def _write(self) -> str:
+        contract = self._contract
+        arrived, stamps = {}, {}
+        for topic, kept in self._messages.items():
+            arrived[topic] = np.array([at for at, _ in kept], np.int64)
+            is_stamped = has_stamp(self._kinds[topic])
+            stamps[topic] = np.array([read_stamp(data) if is_stamped else at for at, data in kept], np.int64)
+        timeline = Timeline(arrived, stamps)
+        timeline.sample(contract)
+        messages = {}
+        for topic, kept in self._messages.items():
+            kind = _message_type(self._kinds[topic])
+            wanted = set(timeline.picked.get(topic, np.zeros(1, np.int64)).tolist())
+            messages[topic] = {index: deserialize_message(kept[index][1], kind) for index in wanted}
+        frames = np.arange(len(timeline.times))
+        views = {name: build_clip(contract, name, timeline, messages, frames) for name in contract.cameras}
+        for name, clip in views.items():
+            clip.source |= {'dataset': 'live', 'camera': name, 'recorded_at': self._begin / 1e9}
+        depth = all(clip.depth is not None for clip in views.values())
+        with LeRobotClipWriter(Path(self._dataset), depth=depth) as writer:
+            index = writer.add(views)
+        dropped = ', '.join(f'{count} left out: {reason}' for reason, count in timeline.dropped.items())
+        return f'episode {index} of {self._dataset}: {len(frames)} frames' + (
+            f'; {dropped}' if dropped else ''
+        )
+
+    def _answer(self, response: Trigger.Response, success: bool, message: str) -> Trigger.Response:
+        if success:
+            self.get_logger().info(message)
+        else:
+            self.get_logger().error(message)
+        response.success, response.message = success, message
+        return response
+
+
+def _message_type(name: str) -> type:
+    """The class of 'package/msg/Name'; ValueError if it is not installed."""
+    package, _, kind = name.split('/')
+    try:
+        return getattr(importlib.import_module(f'{package}.msg'), kind)
+    except ImportError as error:
+        raise ValueError(f'{name}: {error}') from error
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the recorder until SIGINT or SIGTERM. Returns the exit status."""
+    return run(Recorder, args)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""The recorder writes what passes between start and stop, and says what it left out."""
+
+import time
+
+import numpy as np
+import pytest
+import yaml
+from sensor_msgs.msg import CameraInfo, JointState
+from std_msgs.msg import Float64MultiArray
+from std_srvs.srv import Trigger
+
+from mask2iv_ros.data.episodes import open_dataset
+from mask2iv_ros.labels import ACTOR, OBJECT
+
+CONTRACT = {
+    'fps': 10,
+    'task': 'open the drawer',
+    'max_age': 0.5,
+    'max_dropped': 0.5,
+    'cameras': {
+        'front': {
+            'image': '/image',
+            'object_mask': '/object_mask',
+            'actor_mask': '/actor_mask',
+            'camera_info': '/camera_info',
+        }
+    },
+    'states': ['/joint_states:position'],
+    'actions': ['/command:data'],
+}
+
+
+@pytest.fixture(scope='module')
+def dataset(start_node, peer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('recorder')
+    (folder / 'contract.yaml').write_text(yaml.safe_dump(CONTRACT))
+    start_node(module='sim_camera', scene='drawer-open', width=160, height=120, rate=10.0)
+    start_node(module='recorder', contract=folder / 'contract.yaml', dataset=folder / 'live')
+    seen = []
+    subscription = peer.node.create_subscription(CameraInfo, '/camera_info', seen.append, 10)
+    peer.spin_until(lambda: seen, 90)
+    peer.node.destroy_subscription(subscription)
+    return folder / 'live'
+
+
+def call(peer, name: str) -> Trigger.Response:
+    return peer.call(Trigger, f'/recorder/{name}')
+
+
+def test_a_topic_that_nobody_publishes_is_named(dataset, peer):
+    answer = call(peer, 'start')
+    assert not answer.success
+    assert answer.message == 'nobody publishes /joint_states, /command'
+    assert call(peer, 'stop').message == 'not recording'
+
+
+def test_an_episode_has_what_was_published_between_start_and_stop(dataset, peer):
+    joints = peer.node.create_publisher(JointState, '/joint_states', 10)
+    commands = peer.node.create_publisher(Float64MultiArray, '/command', 10)
+
+    def move(seconds: float):
+        begin = time.monotonic()
+        while (at := time.monotonic() - begin) < seconds:
+            joints.publish(JointState(position=[at, 2 * at]))
+            commands.publish(Float64MultiArray(data=[at]))
+            peer.spin_for(0.05)
+
+    for round_ in range(2):
+        assert call(peer, 'start').success
+        assert not call(peer, 'start').success  # twice
+        move(3)
+        answer = call(peer, 'stop')
+        assert answer.success, answer.message
+        assert f'episode {round_} of {dataset}' in answer.message
+    assert call(peer, 'start').success
+    assert call(peer, 'discard').success
+
+    reader = open_dataset(dataset)
+    assert len(reader) == 2
+    clip = reader.read(1)
+    assert clip.task == 'open the drawer'
+    assert len(clip) > 8
+    np.testing.assert_allclose(clip.states[:, 1], 2 * clip.states[:, 0], rtol=1e-6)
+    assert (np.diff(clip.states[:, 0]) >= 0).all()
+    assert np.abs(clip.states[:, 0] - clip.actions[:, 0]).max() < 0.5
+    assert (clip.labels == OBJECT).any()
+    assert (clip.labels == ACTOR).any()
+    assert clip.camera.intrinsics[0, 0] > 0
+
+
+def test_an_episode_without_frames_is_refused_and_the_dataset_stays(dataset, peer):
+    assert call(peer, 'start').success
+    answer = call(peer, 'stop')  # nobody moves
+    assert not answer.success
+    assert 'no episode was written: no message on /joint_states' in answer.message
+    assert len(open_dataset(dataset)) == 2

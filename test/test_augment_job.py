@@ -1,0 +1,502 @@
+"""Promises of `mask2iv augment`: a dataset that merges with its source, whatever happens on the way."""
+
+import errno
+import functools
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+pytest.importorskip('lerobot')
+
+from dataset_fixtures import write_trajectory
+from lerobot.configs import RGBEncoderConfig
+from lerobot.datasets import LeRobotDataset, delete_episodes, merge_datasets, split_dataset
+from lerobot.datasets.feature_utils import features_equal_for_merge
+
+from mask2iv_ros.augmentation.job import Job, augment, draw_seed, part_name
+from mask2iv_ros.augmentation.method import tint
+from mask2iv_ros.augmentation.output import SIDECAR, grouped_split, safe_eval_split
+from mask2iv_ros.augmentation.same_motion import SameMotion
+from mask2iv_ros.cli import main
+from mask2iv_ros.data.episodes import BadEpisode, open_dataset
+from mask2iv_ros.data.lerobot import encode_masks
+from mask2iv_ros.data.transfer import copy_episodes
+from tiny_model import build_tiny_model, build_tiny_pipeline
+
+AXES = ['height', 'width', 'channels']
+FEATURES = {
+    'observation.images.top': {'dtype': 'video', 'shape': (48, 64, 3), 'names': AXES},
+    'observation.images.wrist': {'dtype': 'video', 'shape': (48, 64, 3), 'names': AXES},
+    'observation.state': {'dtype': 'float32', 'shape': (3,), 'names': ['x', 'y', 'z']},
+    'action': {'dtype': 'float32', 'shape': (2,), 'names': {'motors': ['left', 'right']}},
+    'next.done': {'dtype': 'bool', 'shape': (1,), 'names': None},
+    'annotation.masks.top': {'dtype': 'string', 'shape': (1,), 'names': None},
+}
+
+
+def write_source(root: Path, episodes: int = 4) -> Path:
+    """A dataset of another recorder: H.264, names, columns of its own; 9 frames or more an episode."""
+    encoder = RGBEncoderConfig(vcodec='h264')
+    options = {'rgb_encoder': encoder, 'streaming_encoding': True, 'encoder_queue_maxsize': 0}
+    dataset = LeRobotDataset.create(
+        root.name, fps=10, features=FEATURES, root=root, robot_type='so100', **options
+    )
+    rng = np.random.default_rng(0)
+    for episode in range(episodes):
+        for t in range(9 + episode):
+            labels = np.zeros((48, 64), np.uint8)
+            labels[10:20, 10:22] = 1
+            labels[24:44, 10 + t : 20 + t] = 2
+            dataset.add_frame(
+                {
+                    'observation.images.top': np.full((48, 64, 3), 90 + 10 * episode, np.uint8),
+                    'observation.images.wrist': np.full((48, 64, 3), 30 + 10 * episode, np.uint8),
+                    'observation.state': rng.normal(size=3).astype(np.float32),
+                    'action': rng.normal(size=2).astype(np.float32),
+                    'next.done': np.array([t == 8 + episode]),
+                    'annotation.masks.top': encode_masks(labels),
+                    'task': f'task {episode % 2}',
+                }
+            )
+        dataset.save_episode()
+    dataset.finalize()
+    return root
+
+
+def build_tiny():
+    """Method of the tiny model, and no measure."""
+    pipeline = build_tiny_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    return SameMotion(pipeline, tint), None
+
+
+@dataclass
+class Tint:
+    """A method without a model; some source episodes (told by their length) end otherwise."""
+
+    error: Exception | None = None
+    length: int = 0
+    batch_size: int = 8
+    calls: int = 0
+    mode = 'same_motion'
+
+    def __call__(self, views, seed):
+        self.calls += 1
+        if self.error is not None and len(next(iter(views.values()))) == self.length:
+            raise self.error
+        rng = np.random.default_rng(seed)
+        factor = rng.uniform(0.2, 0.9)
+        return {
+            name: replace(
+                clip,
+                frames=(clip.frames * factor).astype(np.uint8),
+                source={**clip.source, 'augmentation': {'factor': factor}},
+            )
+            for name, clip in views.items()
+        }
+
+
+def read(root) -> LeRobotDataset:
+    return LeRobotDataset(Path(root).name, root=root, video_backend='pyav')
+
+
+def table(root):
+    return pa.concat_tables(pq.read_table(path) for path in sorted(Path(root).glob('data/**/*.parquet')))
+
+
+def hashes(root):
+    files = sorted(path for path in Path(root).rglob('*') if path.is_file())
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def content(root):
+    """What two runs of a job must agree in, episode by episode."""
+    reader = open_dataset(root)
+    account = json.loads((Path(root) / SIDECAR).read_text())
+    episodes = []
+    for index, record in enumerate(account['episodes']):
+        frames = {name: reader.read(index, camera=name).frames for name in reader.video_keys}
+        rows = reader.rows(index, [key for key in reader.meta.features if 'images' not in key]).to_pydict()
+        episodes.append(
+            (record, {name: hashlib.sha256(f.tobytes()).hexdigest() for name, f in frames.items()}, rows)
+        )
+    return episodes
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+    return write_source(tmp_path_factory.mktemp('source') / 'source')
+
+
+def job_of(source, **more) -> Job:
+    return Job(str(source), **{'other_cameras': 'keep', **more})
+
+
+@pytest.fixture(scope='module')
+def made(source, tmp_path_factory):
+    """The output of the real pipeline, all kinds of episodes in it; and the source's hashes before."""
+    before, out = hashes(source), tmp_path_factory.mktemp('made') / 'out'
+    job = job_of(source, variants=2, include_source=True, hold_out=0.5, seed=3, method={'weights': 'abc'})
+    report = augment(job, out, build_tiny)
+    assert report.complete
+    return SimpleNamespace(out=out, before=before, job=job, report=report)
+
+
+def records(out):
+    return json.loads((out / SIDECAR).read_text())['episodes']
+
+
+def test_the_source_is_never_written_to(source, made):
+    assert hashes(source) == made.before
+
+
+def test_nothing_but_the_dataset_is_left(made):
+    assert [path.name for path in made.out.parent.iterdir()] == ['out']
+
+
+def test_variants_follow_their_source_and_held_out_episodes_come_last(made):
+    order = [(record['source_episode'], record['variant']) for record in records(made.out)]
+    assert order == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0), (3, 0)]
+    assert made.report.counts == {'generated': 4, 'recorded': 4, 'rejected': 0, 'failed': 0, 'frames': 80}
+
+
+def test_lerobot_merges_it_with_its_source(source, made, tmp_path):
+    ours, theirs = read(made.out), read(source)
+    assert features_equal_for_merge(ours.meta.features, theirs.meta.features)
+    assert (ours.meta.fps, ours.meta.robot_type) == (10, 'so100')
+    merge_datasets([theirs, ours], 'merged', tmp_path / 'merged')
+    merged = read(tmp_path / 'merged')
+    assert len(merged) == len(ours) + len(theirs)
+    np.testing.assert_allclose(merged[len(theirs) + 3]['action'], ours[3]['action'])
+    assert merged.meta.episodes['split_group'][3:6] == [None, 'source/0', 'source/0']
+
+
+def test_same_motion_takes_all_other_columns_as_they_are(source, made):
+    theirs, ours = table(source), table(made.out)
+    for index, record in enumerate(records(made.out)):
+        want = theirs.filter(pa.compute.equal(theirs['episode_index'], record['source_episode']))
+        have = ours.filter(pa.compute.equal(ours['episode_index'], index))
+        for key in ('observation.state', 'action', 'next.done', 'annotation.masks.top', 'task_index'):
+            assert have[key].to_pylist() == want[key].to_pylist(), key
+
+
+def test_generated_pictures_are_new_and_the_other_camera_is_as_recorded(source, made):
+    theirs, ours = open_dataset(source), open_dataset(made.out)
+    for index, record in enumerate(records(made.out)):
+        for camera in ('top', 'wrist'):
+            have = ours.read(index, camera=camera).frames.astype(int)
+            want = theirs.read(record['source_episode'], camera=camera).frames
+            is_new = camera == 'top' and record['variant'] > 0
+            assert (np.abs(have - want).mean() > 5) == is_new, (record, camera)
+
+
+def test_each_episode_says_how_it_was_made(made):
+    episodes = read(made.out).meta.episodes
+    for index, record in enumerate(records(made.out)):
+        assert episodes['augmentation/source_episode'][index] == record['source_episode']
+        assert episodes['augmentation/variant'][index] == record['variant']
+        stored = json.loads(episodes['augmentation/record'][index])
+        assert {'episode_index': index, **stored} == record
+        assert record['mode'] == ('same_motion' if record['variant'] else 'recorded')
+        if record['variant']:
+            assert record['weights'] == 'abc'
+            assert record['seed'] == draw_seed(3, record['source_episode'], record['variant'])
+    assert len({record.get('seed') for record in records(made.out)}) == 5  # one for each generated, and none
+
+
+def test_provenance_in_the_source_column_survives_what_drops_episode_columns(tmp_path):
+    write_trajectory(tmp_path / 'bridge', images=9, masks=True)
+    write_trajectory(tmp_path / 'bridge', 'traj1', images=9, masks=True)
+    augment(Job(str(tmp_path / 'bridge')), tmp_path / 'out', lambda: (Tint(), None))
+    delete_episodes(read(tmp_path / 'out'), [0], output_dir=tmp_path / 'less')
+    made = open_dataset(tmp_path / 'less').source(0)['augmentation']
+    assert (made['source_dataset'], made['source_episode'], made['variant']) == ('bridge', 1, 1)
+    assert 0.2 < made['draws']['images0']['factor'] < 0.9
+
+
+def test_another_kind_of_source_gives_what_import_would_write(tmp_path):
+    write_trajectory(tmp_path / 'bridge', images=9, masks=True)
+    augment(Job(str(tmp_path / 'bridge')), tmp_path / 'out', lambda: (Tint(), None))
+    copy_episodes(open_dataset(tmp_path / 'bridge'), tmp_path / 'imported')
+    ours, imported = read(tmp_path / 'out'), read(tmp_path / 'imported')
+    assert features_equal_for_merge(ours.meta.features, imported.meta.features)
+    np.testing.assert_array_equal(ours.hf_dataset['action'], imported.hf_dataset['action'])
+
+
+def test_statistics_are_those_of_all_frames(made):
+    dataset = read(made.out)
+    for key in ('action', 'observation.state', 'timestamp', 'index'):
+        values = np.array(dataset.hf_dataset.with_format(None)[key][:]).reshape(len(dataset), -1)
+        stats = dataset.meta.stats[key]
+        for name, want in {
+            'min': values.min(0),
+            'max': values.max(0),
+            'mean': values.mean(0),
+            'std': values.std(0),
+            'q01': np.quantile(values, 0.01, 0),
+            'q90': np.quantile(values, 0.9, 0),
+            'count': [len(dataset)],
+        }.items():
+            np.testing.assert_allclose(stats[name], want, rtol=1e-6, err_msg=f'{key} {name}')
+    frames = open_dataset(made.out)
+    pixels = np.concatenate([frames.read(i, camera='wrist').frames.reshape(-1, 3) for i in range(8)]) / 255
+    stats = dataset.meta.stats['observation.images.wrist']
+    np.testing.assert_allclose(np.ravel(stats['mean']), pixels.mean(0), atol=0.01)
+    np.testing.assert_allclose(np.ravel(stats['std']), pixels.std(0), atol=0.01)
+    np.testing.assert_allclose(np.ravel(stats['q50']), np.quantile(pixels, 0.5, 0), atol=0.02)
+
+
+def test_a_frame_weighs_as_much_as_one_of_the_source_when_statistics_are_merged(source, made):
+    for key in ('observation.images.top', 'action'):
+        per_frame = [
+            float(np.ravel(data.meta.stats[key]['count'])[0]) / len(data)
+            for data in (read(source), read(made.out))
+        ]
+        assert per_frame[0] == pytest.approx(per_frame[1])
+
+
+def test_a_grouped_split_never_parts_a_demonstration_from_its_variants(made, tmp_path):
+    sides = grouped_split(made.out, 0.5)
+    assert sides == {'train': [0, 1, 2, 3, 4, 5], 'val': [6, 7]}
+    halves = split_dataset(read(made.out), sides, output_dir=tmp_path)
+    assert {name: half.meta.total_episodes for name, half in halves.items()} == {'train': 6, 'val': 2}
+    assert grouped_split(made.out, 0.1) == sides  # rounded up to one group of each task
+
+
+def test_a_split_of_episodes_without_group_is_refused(source):
+    with pytest.raises(ValueError, match='no split_group; augment with --include-source'):
+        grouped_split(source, 0.5)
+
+
+def test_lerobots_own_eval_split_sees_held_out_episodes_alone(made):
+    from lerobot.configs.default import DatasetConfig
+    from lerobot.configs.train import TrainPipelineConfig
+    from lerobot.datasets.factory import make_train_eval_datasets
+    from lerobot.policies.act.configuration_act import ACTConfig
+
+    fraction = json.loads((made.out / SIDECAR).read_text())['safe_eval_split']
+    assert fraction == 0.25
+    assert f'Up to {fraction}' in (made.out / 'README.md').read_text()
+    data = DatasetConfig(repo_id='out', root=str(made.out), eval_split=fraction, video_backend='pyav')
+    policy = ACTConfig(device='cpu', push_to_hub=False)
+    train, held = make_train_eval_datasets(TrainPipelineConfig(dataset=data, policy=policy))
+    assert sorted(held.episodes) == [6, 7]
+    assert sorted(train.episodes) == [0, 1, 2, 3, 4, 5]
+
+
+def test_no_eval_split_is_safe_without_held_out_episodes():
+    assert safe_eval_split(['a', 'a', 'b'], [False, True, False]) == 0
+    assert safe_eval_split(['a'] * 49, [False] * 46 + [True] * 3) == 0.0612
+
+
+def test_a_finished_job_is_done(made, source):
+    before = hashes(made.out)
+    report = augment(made.job, made.out, lambda: pytest.fail('made again'))
+    assert (report.complete, report.counts) == (True, made.report.counts)
+    assert hashes(made.out) == before
+
+
+def test_another_command_on_the_same_folder_is_refused_with_what_differs(made, source, tmp_path):
+    with pytest.raises(ValueError, match='another command, which differs in seed: 3 there, 4 now'):
+        augment(replace(made.job, seed=4), made.out, build_tiny)
+    with pytest.raises(ValueError, match='is there already, and no output'):
+        augment(made.job, source.parent, build_tiny)
+    with pytest.raises(ValueError, match='in the source, which is never written'):
+        augment(made.job, source / 'new', build_tiny)
+
+
+@pytest.mark.parametrize('error', [BadEpisode('torn'), ZeroDivisionError('torn')])
+def test_a_poisoned_episode_is_reported_and_the_others_are_made(source, tmp_path, error):
+    report = augment(job_of(source), tmp_path / 'out', lambda: (Tint(error, length=10), None))
+    assert report.complete
+    assert report.counts['generated'] == 3
+    assert report.counts['failed'] == 1
+    (reason,) = report.failed
+    assert part_name(1, 1) in reason
+    assert 'torn' in reason
+    assert [record['source_episode'] for record in records(tmp_path / 'out')] == [0, 2, 3]
+
+
+def test_what_the_machine_failed_in_is_made_by_the_same_command(source, tmp_path):
+    full = OSError(errno.ENOSPC, 'No space left on device')
+    report = augment(job_of(source), tmp_path / 'out', lambda: (Tint(full, length=10), None))
+    assert not report.complete
+    assert not (tmp_path / 'out').exists()
+    again = Tint()
+    assert augment(job_of(source), tmp_path / 'out', lambda: (again, None)).complete
+    assert again.calls == 1
+    assert [record['source_episode'] for record in records(tmp_path / 'out')] == [0, 1, 2, 3]
+
+
+def test_a_full_disk_stops_the_job_soon(source, tmp_path):
+    class Full(Tint):
+        def __call__(self, views, seed):
+            self.calls += 1
+            raise OSError(errno.ENOSPC, 'No space left on device')
+
+    method = Full()
+    report = augment(job_of(source), tmp_path / 'out', lambda: (method, None))
+    assert (report.complete, method.calls) == (False, 3)
+
+
+def test_out_of_memory_is_tried_with_half_the_batch_and_then_named(source, tmp_path):
+    class Hungry(Tint):
+        def __call__(self, views, seed):
+            if self.batch_size > self.length:
+                raise MemoryError
+            return super().__call__(views, seed)
+
+    assert augment(job_of(source), tmp_path / 'some', lambda: (Hungry(length=4), None)).complete
+    report = augment(job_of(source), tmp_path / 'none', lambda: (Hungry(length=-1), None))
+    assert not report.complete
+    assert 'out of memory, twice, with an episode of 1 x (9, 48, 64, 3) pixels' in report.failed[0]
+
+
+@dataclass(frozen=True)
+class Darkest:
+    """A gate: the mean of the frames."""
+
+    mean: float = 0.0
+
+    def failures(self, values):
+        return ['mean'] if values['mean'] < self.mean else []
+
+
+def test_rejected_episodes_are_counted_by_gate_and_not_made_again(source, tmp_path):
+    seen = []
+
+    def measure(views, made, others):
+        seen.append(float(made['top'].frames.mean()))
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+        return {'mean': seen[-1]}
+
+    gate = Darkest(60)
+    job = job_of(source, variants=2)
+    with pytest.raises(KeyboardInterrupt):
+        augment(job, tmp_path / 'out', lambda: (Tint(), measure), gate)
+    report = augment(job, tmp_path / 'out', lambda: (Tint(), measure), gate)
+    assert len(seen) == 9  # one of eight twice
+    dark = sum(value < 60 for value in seen[:5] + seen[6:])
+    assert 0 < dark < 8
+    assert report.counts['rejected'] == report.dropped_by_gate['mean'] == dark
+    assert all(record['gates']['mean'] >= 60 for record in records(tmp_path / 'out'))
+    assert f'| mean | 60 | {dark} |' in (tmp_path / 'out/README.md').read_text()
+
+
+def test_gates_see_what_was_kept_of_the_earlier_variants(source, tmp_path):
+    seen = []
+
+    def measure(views, made, others):
+        seen.append([other['top'].frames.mean().round() for other in others])
+        return {'mean': float('nan') if len(others) else float(made['top'].frames.mean())}
+
+    augment(job_of(source, variants=3), tmp_path / 'out', lambda: (Tint(), measure))
+    assert [len(others) for others in seen[:3]] == [0, 1, 2]
+    assert seen[2][:1] == seen[1]
+    assert [record['gates']['mean'] for record in records(tmp_path / 'out')][1:3] == [None, None]
+
+
+def test_nothing_kept_is_an_error_that_says_why(source, tmp_path):
+    with pytest.raises(RuntimeError, match=r"no episode was kept; dropped by gate: \{'mean': 4\}"):
+        augment(
+            job_of(source), tmp_path / 'out', lambda: (Tint(), lambda *_, others: {'mean': 0.0}), Darkest(9)
+        )
+
+
+def test_thresholds_without_anything_measured_are_refused(source, tmp_path):
+    with pytest.raises(ValueError, match='expected something that measures'):
+        augment(job_of(source), tmp_path / 'out', lambda: (Tint(), None), Darkest())
+
+
+def test_cameras_that_are_not_generated_need_a_word(source, tmp_path):
+    with pytest.raises(ValueError, match='wrist would not be generated; say --other-cameras keep'):
+        augment(Job(str(source)), tmp_path / 'out', build_tiny)
+    augment(job_of(source, other_cameras='drop'), tmp_path / 'out', lambda: (Tint(), None))
+    assert 'observation.images.wrist' not in read(tmp_path / 'out').meta.features
+    with pytest.raises(ValueError, match='would show another motion'):
+        job_of(source, mode='new_motion')
+
+
+def test_new_motion_does_not_invent_columns(source, tmp_path):
+    job = job_of(source, mode='new_motion', other_cameras='drop')
+    with pytest.raises(ValueError, match=r'what next.done would be in a generated episode is unknown'):
+        augment(job, tmp_path / 'out', lambda: (Tint(), None))
+    augment(replace(job, drop=('next.*',)), tmp_path / 'out', lambda: (Tint(), None))
+    features = set(FEATURES) - {'next.done', 'observation.images.wrist'}
+    assert {key for key in read(tmp_path / 'out').meta.features if '.' in key or key == 'action'} == features
+
+
+def run_job(source, out):
+    """For a process of its own: the job of `made`."""
+    job = job_of(source, variants=2, include_source=True, hold_out=0.5, seed=3, method={'weights': 'abc'})
+    augment(job, out, build_tiny)
+
+
+def test_a_killed_job_goes_on_and_ends_as_if_nothing_had_been(source, made, tmp_path):
+    code = f'from test_augment_job import run_job; run_job({str(source)!r}, {str(tmp_path / "out")!r})'
+    process = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.DEVNULL)
+    parts = tmp_path / 'out.parts'
+    while len(finished := list(parts.glob('episode_*'))) < 3:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    stamps = {path: path.stat().st_mtime_ns for path in finished}
+    assert not (tmp_path / 'out').exists()
+    job = made.job
+    report = augment(job, tmp_path / 'out', functools.partial(_touching_nothing, stamps))
+    assert report.complete
+    assert content(tmp_path / 'out') == content(made.out)
+
+
+def _touching_nothing(stamps):
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    return build_tiny()
+
+
+@dataclass
+class Dying(Tint):
+    """Takes its process with it, once."""
+
+    flag: Path = Path()
+
+    def __call__(self, views, seed):
+        if not self.flag.exists():
+            self.flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(views, seed)
+
+
+def test_ray_makes_the_same_although_a_worker_dies(source, tmp_path):
+    pytest.importorskip('ray')
+    job = job_of(source)
+    augment(job, tmp_path / 'local', lambda: (Tint(), None))
+    method = Dying(flag=tmp_path / 'flag')
+    report = augment(job, tmp_path / 'ray', lambda: (method, None), executor='ray', workers=1)
+    assert report.complete
+    assert method.flag.exists()
+    assert content(tmp_path / 'ray') == content(tmp_path / 'local')
+
+
+def test_the_command_makes_a_dataset_and_its_exit_status_tells_failures(source, tmp_path, capsys):
+    model = build_tiny_model(tmp_path / 'model')
+    command = ['augment', str(source), str(tmp_path / 'out'), '--model', str(model), '--variants', '1']
+    assert main([*command, '--other-cameras', 'keep', '--device', 'cpu', '--license', 'mit']) == 0
+    assert 'episodes 4 generated, 0 recorded, 0 rejected, 0 failed' in capsys.readouterr().out
+    assert (tmp_path / 'out/README.md').read_text().startswith('---\nlicense: mit\n')
+    assert records(tmp_path / 'out')[0]['weights']
+    assert main([*command, '--device', 'cpu']) == 1  # without the other cameras' word
+    assert 'differs in' in capsys.readouterr().err

@@ -1,0 +1,150 @@
+"""Promises of new looks for a scene whose masks are known."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mask2iv_ros.augmentation.looks import (
+    PATTERNS,
+    SHAPES,
+    Distractor,
+    Light,
+    Look,
+    Looks,
+    Pictures,
+    Surface,
+)
+
+RED = ((2.0, 0.6, 0.6), (2.0, 0.6, 0.6))
+BLUE = ((0.4, 0.8, 3.0), (0.4, 0.8, 3.0))
+
+
+@pytest.fixture
+def scene():
+    """A noisy grey picture with an object and an actor."""
+    frame = np.random.default_rng(0).integers(80, 120, (96, 128, 3)).astype(np.uint8)
+    labels = np.zeros((96, 128), np.uint8)
+    labels[50:70, 20:40] = 1
+    labels[5:60, 70:90] = 2
+    return frame, labels
+
+
+def _changed(a, b):
+    return (a != b).any(axis=-1)
+
+
+def test_a_seed_decides_everything(scene):
+    first, again, other = (Looks()(*scene, np.random.default_rng(seed)) for seed in (3, 3, 4))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_a_look_does_not_depend_on_the_picture(scene):
+    looks, generator = Looks(), np.random.default_rng(3)
+    look = looks.draw(generator)
+    looks(*scene, other := np.random.default_rng(3))
+    assert generator.random() == other.random()
+    assert looks.draw(np.random.default_rng(3)) == look
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_every_look_changes_the_picture_and_is_made_again_of_its_description(scene, seed):
+    look = Looks().draw(np.random.default_rng(seed))
+    made = Look.from_description(json.loads(json.dumps(look.describe())))
+    assert made == look
+    assert np.array_equal(made(*scene), look(*scene))
+    assert _changed(look(*scene), scene[0]).mean() > 0.01
+
+
+def test_chances_of_zero_leave_parts_alone():
+    draws = [Looks(object=0, light=0, distractors=0).draw(np.random.default_rng(s)) for s in range(20)]
+    assert all(look.background and not (look.object or look.light or look.distractors) for look in draws)
+
+
+def test_paint_stays_on_its_region(scene):
+    frame, labels = scene
+    assert not _changed(Look(object=Surface(RED))(frame, labels), frame)[labels != 1].any()
+    changed = _changed(Look(background=Surface(BLUE))(frame, labels), frame)
+    assert not changed[labels != 0].any()
+    assert changed[labels == 0].mean() > 0.99
+
+
+def test_paint_has_its_colour_and_keeps_the_shading(scene):
+    frame, labels = scene
+    painted = Look(object=Surface(RED))(frame, labels)[55:65, 25:35].astype(float)
+    was = frame[55:65, 25:35].astype(float) @ (0.299, 0.587, 0.114)
+    assert painted.mean(axis=(0, 1))[0] > 3 * painted.mean(axis=(0, 1))[2]
+    assert np.corrcoef(painted[..., 0].ravel(), was.ravel())[0, 1] > 0.95
+
+
+@pytest.mark.parametrize('pattern', PATTERNS[1:])
+def test_a_pattern_is_the_same_at_every_size(pattern):
+    grey, none = np.full((96, 128, 3), 90, np.uint8), np.zeros((96, 128), np.uint8)
+    look = Look(background=Surface(BLUE, (0.5, 1.5), pattern=pattern, period=0.4, angle=0.5, seed=1))
+    small = look(grey, none).astype(float)
+    assert small.std(axis=(0, 1)).min() > 5
+    twice = np.repeat(np.repeat(grey, 2, 0), 2, 1), np.repeat(np.repeat(none, 2, 0), 2, 1)
+    large = look(*twice).astype(float).reshape(96, 2, 128, 2, 3).mean(axis=(1, 3))
+    assert np.abs(large - small).mean() < 6
+
+
+def test_a_pattern_goes_along_with_the_object():
+    frame, labels = np.full((96, 128, 3), 90, np.uint8), np.zeros((2, 96, 128), np.uint8)
+    labels[0, 40:60, 30:50] = labels[1, 52:72, 67:87] = 1
+    look = Look(object=Surface(RED, (0.4, 1.6), pattern='checks', period=0.1, angle=0.3))
+    first, then = look.all_frames(np.stack([frame, frame]), labels)
+    assert np.array_equal(first[40:60, 30:50], then[52:72, 67:87])
+
+
+def test_light_grows_along_its_gradient(scene):
+    lit = Look(light=Light((1.2, 1.0, 0.8), gradient=0.5, angle=0.0))(*scene).astype(float)
+    before = scene[0].astype(float)
+    assert (
+        lit[:, 100:].mean() / before[:, 100:].mean() > 1.1 > 0.9 > lit[:, :28].mean() / before[:, :28].mean()
+    )
+    assert lit[..., 0].mean() > 1.3 * lit[..., 2].mean()
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_distractors_stand_clear_of_what_is_occupied(scene, shape):
+    frame, labels = scene
+    look = Look(distractors=(Distractor(shape, (0.1, 0.9, 0.1), (0.2, 0.2), seed=5),))
+    occupied = np.zeros_like(labels, bool)
+    occupied[:, 40:] = True
+    changed = _changed(look(frame, labels, occupied), frame)
+    assert changed.sum() > 100
+    green = look(frame, labels, occupied)[..., 1] > 140
+    assert green.any()
+    assert not green[occupied].any()
+    assert np.array_equal(look(frame, labels, np.ones_like(occupied)), frame)  # no place
+
+
+def test_over_a_clip_distractors_stand_still_and_are_never_run_over(scene):
+    frame, labels = scene
+    moving = np.stack([np.roll(labels, shift, axis=1) for shift in range(0, 40, 8)])
+    things = tuple(Distractor('box', (0.1, 0.9, 0.1), (0.15, 0.15), seed=s) for s in range(3))
+    frames = np.repeat(frame[None], len(moving), axis=0)
+    edited = Look(distractors=things).all_frames(frames, moving)
+    assert np.array_equal(edited[0], edited[-1])
+    assert not np.array_equal(edited[0], frame)
+
+
+def test_given_pictures_are_taken_as_they_are(scene):
+    frame, labels = scene
+    edit = Pictures({'front': frame + 1}, {'front': 'kitchen.png'}).draw(np.random.default_rng(0))
+    assert np.array_equal(edit(frame, labels, camera='front'), frame + 1)
+    assert edit.describe() == {'pictures': {'front': 'kitchen.png'}}
+    with pytest.raises(ValueError, match=r"wrist: no picture; there are \['front'\]"):
+        edit(frame, labels, camera='wrist')
+    with pytest.raises(ValueError, match=r'front: picture: expected \(96, 64, 3\)'):
+        edit(frame[:, :64], labels[:, :64], camera='front')
+
+
+def test_wrong_input_is_refused(scene):
+    with pytest.raises(ValueError, match='object: expected a chance'):
+        Looks(object=1.2)
+    with pytest.raises(ValueError, match='pattern: expected one of'):
+        Surface(RED, pattern='plaid')
+    with pytest.raises(ValueError, match=r'labels: expected \(96, 128\)'):
+        Look()(scene[0], scene[1][:10])

@@ -1,0 +1,55 @@
+"""The speed benchmark counts and times what it says."""
+
+import importlib.util
+import json
+
+import pytest
+
+from tiny_model import build_tiny_model
+
+
+@pytest.fixture(scope='module')
+def speed(repository):
+    spec = importlib.util.spec_from_file_location('speed', repository / 'benchmarks' / 'speed.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.PUBLIC_STEPS = 6  # 50 take a while
+    return module
+
+
+@pytest.fixture(scope='module')
+def report(speed, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('speed')
+    model = build_tiny_model(folder / 'model')
+    speed.main(['--model', str(model), '--device', 'cpu', '--runs', '2', '--output', str(folder / 'speed')])
+    assert 'tiny' in (folder / 'speed.md').read_text()
+    return json.loads((folder / 'speed.json').read_text())
+
+
+def test_parts_add_up_to_the_call(report):
+    for row in report['rows'].values():
+        assert len(row['runs']) == 2
+        for run in row['runs']:
+            assert sum(seconds for part, seconds in run.items() if part != 'total') == pytest.approx(
+                run['total']
+            )
+            assert min(run.values()) > 0
+
+
+def test_work_is_counted_by_steps(report):
+    reference, ours = (report['rows'][name]['parts'] for name in ('reference', 'ours'))
+    assert report['rows']['reference']['steps'] == 6
+    assert report['rows']['ours']['steps'] == 2
+    for stage in (1, 2):
+        for work in ('FLOPs', 'weight bytes'):
+            times = 3 if work == 'FLOPs' else 3 * 4 / _bytes_a_weight(report)
+            assert reference[f'denoise {stage}'][work] == times * ours[f'denoise {stage}'][work] > 0
+        assert reference[f'decode {stage}']['FLOPs'] == ours[f'decode {stage}']['FLOPs'] > 0
+
+
+def test_masks_alone_leave_out_the_second_stage(report):
+    assert not {'encode 2', 'denoise 2', 'decode 2'} & set(report['rows']['masks only']['parts'])
+
+
+def _bytes_a_weight(report) -> int:
+    return {'torch.float32': 4, 'torch.bfloat16': 2}[report['rows']['ours']['dtype']]
