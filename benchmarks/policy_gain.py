@@ -21,8 +21,8 @@ executed as `metaworld.Scene.drive` does, `EXECUTED` at a time. OUT/ROW.jsonl ha
 depends on data and seed alone, and continues where it stopped.
 
 `--make` writes a dataset from the first one of `--data`: `every_frame` edits every frame by its masks, the
-same edit over an episode, without any model; `same_motion` generates from an edited first frame
-(`mask2iv_ros.augmentation.SameMotion`). `mask2iv augment` makes such datasets with gates and at scale.
+same look over an episode, without any model: the baseline that a model has to beat; `same_motion` generates
+from an edited first frame. `mask2iv augment` makes such datasets with gates and at scale.
 
 `--replay` asks what any policy's success rests on: whether recorded actions, executed again from the same
 placement, solve the task, at several rates.
@@ -37,7 +37,7 @@ import math
 import os
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -47,15 +47,22 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from mask2iv_ros import labels as lb
+from mask2iv_ros.augmentation.looks import Looks
+from mask2iv_ros.augmentation.same_motion import SameMotion
 from mask2iv_ros.data.episodes import EpisodeReader, open_dataset
 from mask2iv_ros.data.lerobot import LeRobotClipWriter
 from mask2iv_ros.data.metaworld import RETRY_STRIDE, Scene, draw_scene, frame_rate
 from mask2iv_ros.data.metaworld_tasks import TASKS, VIEWS
 
-#: What changes in a scene at evaluation: strength of `Scene.vary`, and `camera_jitter` of `draw_scene`.
-LOOKS = {'training': (0.0, 0.0), 'varied': (1.0, 0.0), 'strong': (3.0, 0.0), 'camera': (0.0, 1.0)}
-CHANGED = ('varied', 'strong')  #: looks that the claim is about; the camera is reported on its own
+#: What changes in a scene at evaluation: arguments of `Scene.vary` (None: nothing) and `draw_scene`.
+LOOKS = {
+    'training': (None, 0.0),
+    'varied': ({'strength': 1.0}, 0.0),
+    'surroundings': ({'strength': 3.0, 'actor': False}, 0.0),  # it is still the same robot
+    'strong': ({'strength': 3.0}, 0.0),
+    'camera': (None, 1.0),
+}
+CHANGED = ('surroundings', 'strong')  #: looks that the claim is about; others are reported on their own
 FIRST_SEED = 5_000_000  #: of evaluation; no recorded split has seeds so high
 CHUNK, EXECUTED = 12, 4  #: actions that a policy predicts, and how many of them are executed
 MAX_ACTIONS = 45  #: an episode; experts take 18 to 30
@@ -299,11 +306,11 @@ def evaluation_seeds(task: str, size: tuple[int, int], count: int) -> tuple[int,
 @torch.no_grad()
 def play(policy, before, after, demonstrations: Demonstrations, task: str, seed: int, look: str) -> dict:
     """One episode in simulation: its line in OUT/ROW.jsonl, without the row's name."""
-    strength, jitter = LOOKS[look]
+    variation, jitter = LOOKS[look]
     scene = _scene(task, demonstrations.frame_size)
     offset, cameras = draw_scene(task, seed, camera_jitter=jitter)
     camera, fovy = cameras['front'], VIEWS['front'].fovy
-    scene.vary(np.random.default_rng((seed, 2)) if strength else None, strength)
+    scene.vary(np.random.default_rng((seed, 2)) if variation else None, **(variation or {}))
     hand = scene.reset(seed, offset)[:4]
     policy.reset()
     solved, done = False, 0
@@ -372,46 +379,14 @@ def drop_cut_off_line(path: Path) -> None:
         os.truncate(path, text.rfind(b'\n') + 1)
 
 
-def tint(frame: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The simplest look: a colour cast of its own on background, object and actor."""
-    casts = rng.uniform(0.4, 1.5, (3, 3))
-    casts[2] = rng.uniform(0.7, 1.2, 3)  # a robot looks more alike from place to place than rooms do
-    regions = np.where(labels == lb.ACTOR, 2, np.where(labels == lb.BACKGROUND, 0, 1))
-    return np.clip(frame * casts[regions], 0, 255).astype(np.uint8)
-
-
-class EveryFrame:
-    """The baseline without a model: the edit of an episode on each of its frames, by that frame's masks."""
-
-    mode = 'same_motion'
-
-    def __init__(self, edit):
-        self.edit = edit
-
-    def __call__(self, views, seed: int):
-        return {
-            camera: replace(
-                clip,
-                frames=np.stack(
-                    [
-                        self.edit(frame, labels, np.random.default_rng(seed))
-                        for frame, labels in zip(clip.frames, clip.labels, strict=True)
-                    ]
-                ),
-            )
-            for camera, clip in views.items()
-        }
-
-
 def make(args) -> Path:
     """Write OUT/data/<method>: `variants` of each episode of the first dataset."""
     if args.make == 'every_frame':
-        method = EveryFrame(tint)
+        method = SameMotion(None, Looks(), keep='everything')
     else:
-        from mask2iv_ros.augmentation.same_motion import SameMotion
         from mask2iv_ros.pipelines.loading import load_pipeline
 
-        method = SameMotion(load_pipeline(args.model), tint)
+        method = SameMotion(load_pipeline(args.model), Looks())
     reader, chosen = chosen_episodes(args.data[0], args.tasks)
     root = args.out / 'data' / args.make
     jobs = [(variant, index) for variant in range(args.variants) for index in chosen]
@@ -423,7 +398,7 @@ def make(args) -> Path:
             made = method(views, seed=variant * RETRY_STRIDE + index)
             for clip in made.values():
                 clip.fps = reader.episode(index).fps
-                clip.source = {**clip.source, 'augmentation': {'mode': args.make, 'variant': variant}}
+                clip.source['augmentation'] |= {'mode': args.make, 'variant': variant}
             writer.add(made)
             if (number + 1) % 16 == 0:
                 writer.commit()
