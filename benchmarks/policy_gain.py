@@ -7,7 +7,8 @@
     python benchmarks/policy_gain.py OUT --row real_4n --data REAL/train:40
     python benchmarks/policy_gain.py OUT --row ordinary --data REAL/train:10 --transforms
     python benchmarks/policy_gain.py OUT --row ours --data REAL/train:10 AUGMENTED
-    python benchmarks/policy_gain.py --table OUT   # results/policy_gain.{json,md,png} of OUT
+    python benchmarks/policy_gain.py OUT --table   # results/policy_gain.{json,md,png} of OUT
+    python benchmarks/policy_gain.py OUT --replay   # results/policy_gain_replay.{json,md}
 
 A row names the datasets that a policy is trained on, any LeRobot v3 datasets with the same camera, states
 and actions; FOLDER:10 takes the first ten episodes of each task. All rows take equally many training steps.
@@ -20,8 +21,11 @@ executed as `metaworld.Scene.drive` does, `EXECUTED` at a time. OUT/ROW.jsonl ha
 depends on data and seed alone, and continues where it stopped.
 
 `--make` writes a dataset from the first one of `--data`: `every_frame` edits every frame by its masks, the
-same edit over an episode, without any model; `same_motion` generates from an edited first frame
-(`mask2iv_ros.augmentation.SameMotion`). `mask2iv augment` makes such datasets with gates and at scale.
+same look over an episode, without any model: the baseline that a model has to beat; `same_motion` generates
+from an edited first frame. `mask2iv augment` makes such datasets with gates and at scale.
+
+`--replay` asks what any policy's success rests on: whether recorded actions, executed again from the same
+placement, solve the task, at several rates.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ import math
 import os
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -43,15 +47,22 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from mask2iv_ros import labels as lb
+from mask2iv_ros.augmentation.looks import Looks
+from mask2iv_ros.augmentation.same_motion import SameMotion
 from mask2iv_ros.data.episodes import EpisodeReader, open_dataset
 from mask2iv_ros.data.lerobot import LeRobotClipWriter
-from mask2iv_ros.data.metaworld import RETRY_STRIDE, Scene, draw_scene
-from mask2iv_ros.data.metaworld_tasks import VIEWS
+from mask2iv_ros.data.metaworld import RETRY_STRIDE, Scene, draw_scene, frame_rate
+from mask2iv_ros.data.metaworld_tasks import TASKS, VIEWS
 
-#: What changes in a scene at evaluation: strength of `Scene.vary`, and `camera_jitter` of `draw_scene`.
-LOOKS = {'training': (0.0, 0.0), 'varied': (1.0, 0.0), 'strong': (3.0, 0.0), 'camera': (0.0, 1.0)}
-CHANGED = ('varied', 'strong')  #: looks that the claim is about; the camera is reported on its own
+#: What changes in a scene at evaluation: arguments of `Scene.vary` (None: nothing) and `draw_scene`.
+LOOKS = {
+    'training': (None, 0.0),
+    'varied': ({'strength': 1.0}, 0.0),
+    'surroundings': ({'strength': 3.0, 'actor': False}, 0.0),  # it is still the same robot
+    'strong': ({'strength': 3.0}, 0.0),
+    'camera': (None, 1.0),
+}
+CHANGED = ('surroundings', 'strong')  #: looks that the claim is about; others are reported on their own
 FIRST_SEED = 5_000_000  #: of evaluation; no recorded split has seeds so high
 CHUNK, EXECUTED = 12, 4  #: actions that a policy predicts, and how many of them are executed
 MAX_ACTIONS = 45  #: an episode; experts take 18 to 30
@@ -295,11 +306,11 @@ def evaluation_seeds(task: str, size: tuple[int, int], count: int) -> tuple[int,
 @torch.no_grad()
 def play(policy, before, after, demonstrations: Demonstrations, task: str, seed: int, look: str) -> dict:
     """One episode in simulation: its line in OUT/ROW.jsonl, without the row's name."""
-    strength, jitter = LOOKS[look]
+    variation, jitter = LOOKS[look]
     scene = _scene(task, demonstrations.frame_size)
     offset, cameras = draw_scene(task, seed, camera_jitter=jitter)
     camera, fovy = cameras['front'], VIEWS['front'].fovy
-    scene.vary(np.random.default_rng((seed, 2)) if strength else None, strength)
+    scene.vary(np.random.default_rng((seed, 2)) if variation else None, **(variation or {}))
     hand = scene.reset(seed, offset)[:4]
     policy.reset()
     solved, done = False, 0
@@ -368,46 +379,14 @@ def drop_cut_off_line(path: Path) -> None:
         os.truncate(path, text.rfind(b'\n') + 1)
 
 
-def tint(frame: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The simplest look: a colour cast of its own on background, object and actor."""
-    casts = rng.uniform(0.4, 1.5, (3, 3))
-    casts[2] = rng.uniform(0.7, 1.2, 3)  # a robot looks more alike from place to place than rooms do
-    regions = np.where(labels == lb.ACTOR, 2, np.where(labels == lb.BACKGROUND, 0, 1))
-    return np.clip(frame * casts[regions], 0, 255).astype(np.uint8)
-
-
-class EveryFrame:
-    """The baseline without a model: the edit of an episode on each of its frames, by that frame's masks."""
-
-    mode = 'same_motion'
-
-    def __init__(self, edit):
-        self.edit = edit
-
-    def __call__(self, views, seed: int):
-        return {
-            camera: replace(
-                clip,
-                frames=np.stack(
-                    [
-                        self.edit(frame, labels, np.random.default_rng(seed))
-                        for frame, labels in zip(clip.frames, clip.labels, strict=True)
-                    ]
-                ),
-            )
-            for camera, clip in views.items()
-        }
-
-
 def make(args) -> Path:
     """Write OUT/data/<method>: `variants` of each episode of the first dataset."""
     if args.make == 'every_frame':
-        method = EveryFrame(tint)
+        method = SameMotion(None, Looks(), keep='everything')
     else:
-        from mask2iv_ros.augmentation.same_motion import SameMotion
         from mask2iv_ros.pipelines.loading import load_pipeline
 
-        method = SameMotion(load_pipeline(args.model), tint)
+        method = SameMotion(load_pipeline(args.model), Looks())
     reader, chosen = chosen_episodes(args.data[0], args.tasks)
     root = args.out / 'data' / args.make
     jobs = [(variant, index) for variant in range(args.variants) for index in chosen]
@@ -419,11 +398,54 @@ def make(args) -> Path:
             made = method(views, seed=variant * RETRY_STRIDE + index)
             for clip in made.values():
                 clip.fps = reader.episode(index).fps
-                clip.source = {**clip.source, 'augmentation': {'mode': args.make, 'variant': variant}}
+                clip.source['augmentation'] |= {'mode': args.make, 'variant': variant}
             writer.add(made)
             if (number + 1) % 16 == 0:
                 writer.commit()
     return root
+
+
+def replayed(task: str, strides: tuple[int, ...], episodes: int) -> dict:
+    """How many of a task's episodes that the expert solves are solved again by its actions at each rate."""
+    scene, solved = Scene(task, 48, 64), dict.fromkeys(strides, 0)
+    expert = 0
+    for seed in range(episodes):
+        offset, _ = draw_scene(task, seed)
+        *_, commands, success = scene.run_expert(seed, offset)
+        if success is None:
+            continue
+        expert += 1
+        for stride in strides:
+            scene.reset(seed, offset)
+            ends = np.minimum(np.arange(0, len(commands), stride) + stride, len(commands)) - 1
+            solved[stride] += any(scene.drive(action, stride)[1] for action in commands[ends])
+    return {'episodes': episodes, 'expert': expert, 'replayed': solved}
+
+
+def write_replay(results: Path, tasks: list[str], episodes: int, strides=(2, 4, 8)) -> None:
+    """Write `results`_replay.json and .md."""
+    rows = {task: replayed(task, strides, episodes) for task in tqdm(tasks, disable=None)}
+    rates = [f'{frame_rate(stride):.0f} Hz (stride {stride})' for stride in strides]
+    text = [
+        'Episodes whose recorded actions, executed again from the same placement, solve the task, of those',
+        'that the expert solves; see `policy_gain.py --replay`.',
+        '',
+        '| task | expert | ' + ' | '.join(rates) + ' |',
+        '|---' * (len(strides) + 2) + '|',
+    ]
+    total = {stride: sum(row['replayed'][stride] for row in rows.values()) for stride in strides}
+    whole = {
+        'episodes': episodes * len(rows),
+        'expert': sum(row['expert'] for row in rows.values()),
+        'replayed': total,
+    }
+    for task, row in {**rows, 'all': whole}.items():
+        cells = ' | '.join(f'{row["replayed"][stride]}/{row["expert"]}' for stride in strides)
+        text.append(f'| {task} | {row["expert"]}/{row["episodes"]} | {cells} |')
+    path = results.with_name(f'{results.name}_replay.md')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('\n'.join(text) + '\n')
+    path.with_suffix('.json').write_text(json.dumps({'tasks': rows, 'all': whole}, indent=1) + '\n')
 
 
 def wilson(solved: int, count: int) -> tuple[float, float]:
@@ -559,6 +581,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--row', help='name of the row to train and try; any word')
     parser.add_argument('--make', choices=['every_frame', 'same_motion'], help='write OUT/data/<this>')
     parser.add_argument('--table', action='store_true', help='write the result files of what is in OUT')
+    parser.add_argument('--replay', action='store_true', help='write whether recorded actions solve tasks')
     parser.add_argument('--data', nargs='+', metavar='FOLDER[:EPISODES A TASK]', help='real ones first')
     parser.add_argument('--tasks', nargs='+', help='only these of the data')
     parser.add_argument('--transforms', action='store_true', help="LeRobot's image transforms")
@@ -571,8 +594,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--model', default='', help='for --make same_motion; the embedded one if left out')
     parser.add_argument('--results', type=Path, default=RESULTS, help='result files, without their ending')
     args = parser.parse_args(argv)
-    if not (args.row or args.make or args.table):
-        parser.error('give --row, --make or --table')
+    if not (args.row or args.make or args.table or args.replay):
+        parser.error('give --row, --make, --table or --replay')
     if (args.row or args.make) and not args.data:
         parser.error('give --data')
     torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', '1')))
@@ -580,6 +603,8 @@ def main(argv: list[str] | None = None) -> None:
         make(args)
     if args.row:
         run(args)
+    if args.replay:
+        write_replay(args.results, args.tasks or list(TASKS), args.episodes)
     if args.table:
         write_table(args.out, args.results)
 

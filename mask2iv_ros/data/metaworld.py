@@ -179,11 +179,12 @@ class Scene:
         d.qpos[:], d.qvel[:], d.mocap_pos[:], d.mocap_quat[:] = state
         mujoco.mj_forward(self.model, d)
 
-    def vary(self, rng: np.random.Generator | None, strength: float = 1.0):
+    def vary(self, rng: np.random.Generator | None, strength: float = 1.0, actor: bool = True):
         """Change light, colours and the textures of table and floor; None: as Meta-World made them.
 
         `strength` scales all changes; above 1, table and floor take any texture of the scene, not only each
-        other's, and surfaces turn to colours of their own, at 3 completely.
+        other's, and surfaces turn to colours of their own, at 3 completely. Without `actor` the arm keeps
+        its colours.
         """
         model = self.model
         for name, values in self.look.items():
@@ -199,6 +200,11 @@ class Scene:
                 own_share = min(1.0, (strength - 1) / 2)
                 changed += own_share * (rng.uniform(0, 1, changed.shape) - changed)
             colours[varied, :3] = changed[varied]
+        if not actor:
+            materials = np.setdiff1d(model.geom_matid[self.is_actor], model.geom_matid[~self.is_actor])
+            model.geom_rgba[self.is_actor] = self.look['geom_rgba'][self.is_actor]
+            materials = materials[materials >= 0]  # -1: no material
+            model.mat_rgba[materials] = self.look['mat_rgba'][materials]
         model.light_diffuse[:] *= np.maximum(
             MIN_LIGHT, 1 + strength * (rng.uniform(0.6, 1.4, (model.nlight, 1)) - 1)
         )
