@@ -34,7 +34,7 @@ Views = Mapping[str, InteractionClip]
 class InverseDynamics(Protocol):
     """What reads actions off an episode."""
 
-    def actions(self, views: Views) -> tuple[np.ndarray, np.ndarray | None]:
+    def actions(self, views: Views, inputs: str) -> tuple[np.ndarray, np.ndarray | None]:
         """(T, A) float32 actions and (T, S) float32 states, or None."""
 
 
@@ -270,7 +270,7 @@ def cycle_error(views: Views, inverse_dynamics: InverseDynamics) -> float:
     written = next(iter(views.values())).actions
     if written is None:
         return float('nan')
-    read, _ = inverse_dynamics.actions(views)
+    read, _ = inverse_dynamics.actions(views, 'frames')  # the masks are those asked for: they prove nothing
     if read.shape != written.shape:
         raise ValueError(f'inverse_dynamics: expected actions {written.shape}, got {read.shape}')
     spread = written.std(axis=0)
