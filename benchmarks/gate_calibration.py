@@ -6,8 +6,8 @@ DATA is a simulated dataset with masks, seen by static cameras, on which `mask2i
 FOLDER. Each episode is generated in two drawn looks, one of which changes the background alone. The truth of
 a new look is the same look on every recorded frame, by its masks, so every generated episode is known to be
 good or bad: good where actor and object each agree with the truth by `GOOD_PSNR`. Candidates are those that
-the model draws whole, those whose background is kept (`SameMotion`), and the edited recording itself. A good
-one is then also damaged on purpose, in each of the ways of `DAMAGES`.
+the model draws whole, those whose background is kept (`SameMotion`), and the edited recording itself. One
+that is good by the stricter measure is also damaged on purpose, in each of the ways of `DAMAGES`.
 
 Thresholds are chosen on the episodes of even number, each so that it alone loses at most `LOSS` of the good
 ones; what they do is reported on those of odd number, beside the default ones. Measured values are kept in
@@ -37,8 +37,9 @@ from mask2iv_ros.evaluation import metrics
 from mask2iv_ros.models.segmenter import Segmenter
 from mask2iv_ros.pipelines import load_pipeline
 
-#: dB of actor and of object pixels from which a generated episode agrees with the truth.
-GOOD_PSNR = 18.0
+#: dB of actor and of object pixels from which a generated episode agrees with the truth; an actor 8 % of the
+#: width beside its place has 10 to 13. The second is reported too, to show how much hangs on it.
+GOOD_PSNR = (15.0, 18.0)
 #: Share of good episodes that a chosen threshold may lose alone.
 LOSS = 0.05
 WINDOW = 16
@@ -116,11 +117,9 @@ DAMAGES = {
 
 
 def measure_all(args) -> list[dict]:
-    """One record for every candidate: episode, kind, whether it is good, and the gates' values."""
+    """One record for every candidate: episode, kind, PSNR of actor and object, and the gates' values."""
     reader = open_dataset(args.data)
     reader.with_depth = False
-    pipeline, segmenter = load_pipeline(args.model), Segmenter.from_pretrained(args.segmenter).eval()
-    pipeline.set_progress_bar_config(disable=True)
     looks = {'all changed': Looks(), 'background changed': Looks(object=0, light=0)}
     episodes = np.random.default_rng(0).permutation(len(reader))[: args.episodes].tolist()
     log = args.work / 'values.jsonl'
@@ -128,6 +127,9 @@ def measure_all(args) -> list[dict]:
     records = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
     done = {record['number'] for record in records if record['kind'] == 'end'}
     records = [record for record in records if record['number'] in done]
+    if len(done) < len(episodes):
+        pipeline, segmenter = load_pipeline(args.model), Segmenter.from_pretrained(args.segmenter).eval()
+        pipeline.set_progress_bar_config(disable=True)
     for number, episode in enumerate(tqdm(episodes, unit='episode')):
         if number in done:
             continue
@@ -143,22 +145,20 @@ def measure_all(args) -> list[dict]:
             edited = replace(drawn, frames=truth)
             for way, clip in (('drawn', drawn), ('background kept', kept), ('recording edited', edited)):
                 psnr = agreement(clip, truth)
-                found.append((f'{name}, {way}', clip, not min(psnr) < GOOD_PSNR, psnr))
-        whole = next(clip for _, clip, is_good, _ in found[-2:] if is_good)
+                found.append((f'{name}, {way}', clip, psnr))
+        whole = next(clip for _, clip, psnr in found[-2:] if np.nanmin(psnr) >= max(GOOD_PSNR))
         rng = np.random.default_rng(episode)
         damaged = {name: damage(whole, rng, other) for name, damage in DAMAGES.items()}
-        found += [
-            (name, clip, False, agreement(clip, truth)) for name, clip in damaged.items() if clip is not None
-        ]
-        for kind, clip, is_good, psnr in found:
+        found += [(name, clip, agreement(clip, truth)) for name, clip in damaged.items() if clip is not None]
+        for kind, clip, psnr in found:
             values = measure({'front': source}, {'front': clip}, segmenter, window=WINDOW)
             facts = {'number': number, 'episode': episode, 'frames': len(source), 'kind': kind}
-            records.append({**facts, 'good': is_good, 'psnr': np.round(psnr, 2).tolist(), 'values': values})
+            records.append({**facts, 'psnr': np.round(psnr, 2).tolist(), 'values': values})
         records.append({'number': number, 'kind': 'end'})
         log.write_text(''.join(json.dumps(record) + '\n' for record in records))
         if number < 6:
             show = np.linspace(0, len(source) - 1, 5).round().astype(int)
-            rows = [np.concatenate(list(clip.frames[show]), axis=1) for _, clip, _, _ in found]
+            rows = [np.concatenate(list(clip.frames[show]), axis=1) for _, clip, _ in found]
             cv2.imwrite(str(args.work / f'sheet_{number}.png'), np.concatenate(rows)[..., ::-1])
     return [record for record in records if record['kind'] != 'end']
 
@@ -178,10 +178,9 @@ def judge(records: list[dict], thresholds: Thresholds) -> dict[str, dict[str, li
     """By gate, and for all together: of each kind, how many were refused and how many there were."""
     table = defaultdict(lambda: defaultdict(lambda: [0, 0]))
     for record in records:
-        kind = record['kind'] + ('' if record['good'] or record['kind'] in DAMAGES else ', bad')
         failed = thresholds.failures(record['values'])
         for gate in (*GATES, 'all'):
-            cell = table[gate][f'{"good" if record["good"] else "bad"}: {kind}']
+            cell = table[gate][f'{"good" if record["good"] else "bad"}: {record["kind"]}']
             cell[0] += gate in failed if gate != 'all' else bool(failed)
             cell[1] += 1
     return {gate: dict(cells) for gate, cells in table.items()}
@@ -223,9 +222,6 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=Path(__file__).parent / 'results' / 'gate_calibration')
     args = parser.parse_args()
     records = measure_all(args)
-    chosen_on = [record for record in records if record['number'] % 2 == 0]
-    reported_on = [record for record in records if record['number'] % 2 == 1]
-    chosen = choose([record for record in chosen_on if record['good']])
     known = [
         {
             **r,
@@ -234,24 +230,31 @@ def main() -> None:
         }
         for r in records
     ]
-    result = {'good_psnr': GOOD_PSNR, 'episodes': len({r['number'] for r in records}), 'records': known}
+    numbers = {record['number'] for record in records}
+    result = {'episodes': len(numbers), 'records': known}
     lines = [
-        f'Share of episodes refused, on {len({r["number"] for r in reported_on})} of {result["episodes"]} '
-        f'source episodes. Good: actor and object agree with the truth by {GOOD_PSNR:g} dB; in brackets the '
-        'number of generated episodes.',
+        f'Share of generated episodes refused, on {sum(n % 2 for n in numbers)} of {len(numbers)} source '
+        'episodes; how many there were is in brackets.'
     ]
-    for name, thresholds in (('default', replace(Thresholds(), cycle_error=None)), ('chosen', chosen)):
-        table = judge(reported_on, thresholds)
-        sums = totals(table)
-        result[name] = {'thresholds': asdict(thresholds), 'refused': table, 'totals': sums}
-        where = 'default thresholds' if name == 'default' else 'thresholds chosen on the other episodes'
-        lines += [
-            '',
-            f'**{where.capitalize()}**: of {sums["good"]} good {100 * sums["good lost"]:.0f} % are lost, of '
-            f'{sums["bad"]} bad {100 * sums["bad passed"]:.0f} % pass.',
-            '',
-            *as_lines(table, thresholds),
-        ]
+    for good_psnr in GOOD_PSNR:
+        for record in records:
+            record['good'] = record['kind'] not in DAMAGES and np.nanmin(record['psnr']) >= good_psnr
+        halves = [[record for record in records if record['number'] % 2 == half] for half in (0, 1)]
+        chosen = choose([record for record in halves[0] if record['good']])
+        for name, thresholds in (('default', replace(Thresholds(), cycle_error=None)), ('chosen', chosen)):
+            table = judge(halves[1], thresholds)
+            sums = totals(table)
+            facts = {'thresholds': asdict(thresholds), 'refused': table, 'totals': sums}
+            result.setdefault(f'good from {good_psnr:g} dB', {})[name] = facts
+            where = 'default thresholds' if name == 'default' else 'thresholds chosen on the other episodes'
+            lines += [
+                '',
+                f'**Good from {good_psnr:g} dB, {where}**: of {sums["good"]} good '
+                f'{100 * sums["good lost"]:.0f} % are lost, of {sums["bad"]} bad '
+                f'{100 * sums["bad passed"]:.0f} % pass.',
+            ]
+            if good_psnr == GOOD_PSNR[0]:
+                lines += ['', *as_lines(table, thresholds)]
     args.out.with_suffix('.md').write_text('\n'.join(lines) + '\n')
     args.out.with_suffix('.json').write_text(json.dumps(result, indent=1) + '\n')
     print('\n'.join(lines))

@@ -42,6 +42,8 @@ class InverseDynamics(Protocol):
 class Thresholds:
     """The least or the most that passes; None switches a gate off. nan passes: there was nothing to measure.
 
+    The defaults were set on simulated episodes (`benchmarks/gate_calibration.py`) at 128 x 160.
+
     Attributes:
         actor_iou: least mean IoU, over frames 1.., of the actor seen and the actor asked for.
         actor_centroid: most distance of their centroids in pixels at the segmenter's size, 90th percentile
@@ -57,13 +59,13 @@ class Thresholds:
             and those that are written, in standard deviations of each action of the source.
     """
 
-    actor_iou: float | None = 0.5
-    actor_centroid: float | None = 12.0
+    actor_iou: float | None = 0.7
+    actor_centroid: float | None = 8.0
     object_permanence: float | None = 0.7
-    look_drift: float | None = 30.0
-    seam_jump: float | None = 5.0
+    look_drift: float | None = 20.0
+    seam_jump: float | None = 2.0
     near_duplicate: float | None = 3.0
-    sharpness: float | None = 0.3
+    sharpness: float | None = 0.4
     cycle_error: float | None = 1.0
 
     def failures(self, values: Mapping[str, float]) -> list[str]:
