@@ -183,3 +183,31 @@ def test_training_memory_is_that_of_the_result_file():
     told = re.search(r'takes ([\d.]+) GiB by LoRA and ([\d.]+) GiB', README).groups()
     measured = (recipes[name]['peak memory GiB'] for name in ('lora_video', 'hoi4d_video'))
     assert [float(value) for value in told] == [round(value, 1) for value in measured]
+
+
+def test_replayed_actions_are_those_of_the_result_file():
+    rows = json.loads((ROOT / 'benchmarks/results/new_motion_replay.json').read_text())['rows']
+    told = re.search(
+        r'inferred for (\d+) episodes of four tasks solve\s+(\d+) of 8 with the recorded motion, (\d+) of 8 '
+        r'with another seed and (\d+) of 8 with another goal; the hand is ([\d.]+) cm, ([\d.]+) cm and '
+        r'([\d.]+) cm',
+        README,
+    )
+    count, *numbers = map(float, told.groups())
+    used = [rows[name] for name in ('same motion, inferred', 'new seed', 'new goal')]
+    assert {row['episodes'] for row in used} == {count}
+    assert numbers[:3] == [round(row['solved'][0] / 100 * count) for row in used]
+    assert numbers[3:] == [round(row['hand off'], 1) for row in used]
+    (goal,) = re.search(r'the object goes\s+(\d+) % of the way to a shifted goal', README).groups()
+    assert int(goal) == round(rows['new goal']['goal'])
+
+
+def test_refused_episodes_are_those_of_the_result_file():
+    result = json.loads((ROOT / 'benchmarks/results/gate_calibration.json').read_text())
+    refused = result['good from 15 dB']['default']['refused']['all']
+    told = re.search(
+        r'the gates refuse (\d+) of (\d+) deliberately\s+damaged variants and no good one', README
+    )
+    counts = [found for kind, found in refused.items() if kind.startswith('bad')]
+    assert [int(x) for x in told.groups()] == [sum(x) for x in zip(*counts, strict=True)]
+    assert sum(found[0] for kind, found in refused.items() if kind.startswith('good')) == 0
