@@ -8,6 +8,7 @@ fields of `sensor_msgs`, be it rclpy's or that of a recording.
 
 from __future__ import annotations
 
+import struct
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,6 +47,13 @@ class ImageError(ValueError):
     def __init__(self, code: str, message: str):
         super().__init__(message)
         self.code = code
+
+
+def read_stamp(serialised: bytes) -> int:
+    """Return the header stamp, nanoseconds, of a CDR-serialised message that begins with std_msgs/Header."""
+    order = '<' if serialised[1] & 1 else '>'  # second byte of the encapsulation header
+    seconds, nanoseconds = struct.unpack_from(f'{order}iI', serialised, 4)
+    return seconds * 1_000_000_000 + nanoseconds
 
 
 def read_colour(message: Any, name: str = 'image') -> np.ndarray:

@@ -483,6 +483,7 @@ class Dying(Tint):
 
 def test_ray_makes_the_same_although_a_worker_dies(source, tmp_path, monkeypatch):
     pytest.importorskip('ray')
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(sys.path))  # workers import this module
     monkeypatch.setenv('RAY_worker_niceness', '0')  # its own is 15, which on a busy machine is never
     job = job_of(source)
     augment(job, tmp_path / 'local', lambda: (Tint(), None))

@@ -7,7 +7,6 @@ had arrived. Masks are drawn from an image afterwards, so they are found by the 
 from __future__ import annotations
 
 import contextlib
-import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ import yaml
 
 from mask2iv_ros.clip import Camera, InteractionClip
 from mask2iv_ros.data.episodes import BadEpisode, Episode, EpisodeReader, UnknownLayout
-from mask2iv_ros.image_messages import read_colour, read_depth, read_intrinsics, read_mask
+from mask2iv_ros.image_messages import read_colour, read_depth, read_intrinsics, read_mask, read_stamp
 from mask2iv_ros.labels import combine_masks
 
 METADATA = 'metadata.yaml'
@@ -352,9 +351,3 @@ class RosbagReader(EpisodeReader):
 def has_stamp(kind: str) -> bool:
     """Whether stamps of messages of this type are looked at."""
     return kind in ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
-
-
-def read_stamp(data: bytes) -> int:
-    """Nanoseconds in the header that a serialised message begins with (CDR: 4 bytes that tell the order)."""
-    seconds, nanoseconds = struct.unpack_from('<iI' if data[1] & 1 else '>iI', data, 4)
-    return seconds * 10**9 + nanoseconds

@@ -28,7 +28,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from lifecycle_msgs.msg import Transition
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.callback_groups import ReentrantCallbackGroup
-from rclpy.clock import Clock, ClockType, JumpThreshold
+from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.exceptions import ParameterException
@@ -47,6 +47,7 @@ from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import Header
 
 from mask2iv_ros.action import GenerateInteraction as GenerateAction
+from mask2iv_ros.image_messages import read_stamp
 from mask2iv_ros.msg import InteractionPlan, InteractionRequest
 from mask2iv_ros.planning.request import InvalidRequest, Plan
 from mask2iv_ros.ros.conversions import write_image
@@ -100,9 +101,8 @@ class Mask2IVNode(LifecycleNode):
         self._buffer = PerceptionBuffer(self._value('buffer_size'))
         # Simulated time went back: what a recording showed before it began anew lies in the future.
         backwards = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1))
-        self._rewound = self.get_clock().create_jump_callback(
-            backwards, post_callback=lambda _: self._buffer.clear()
-        )
+        self._rewound = self.get_clock().create_jump_callback(backwards, post_callback=self._on_rewound)
+        self._before_rewind = 0  # nanoseconds
         self._inputs = {}
         self._qos_problems: dict[str, str] = {}
         self._plans = KeptPlans()
@@ -212,6 +212,21 @@ class Mask2IVNode(LifecycleNode):
         self._qos_problems.clear()
         self._buffer.clear()
 
+    def _on_rewound(self, jump: TimeJump):
+        self._before_rewind = self.get_clock().now().nanoseconds - jump.delta.nanoseconds
+        self._buffer.clear()
+
+    def _on_input(self, name: str, serialised: bytes):
+        if not self._is_from_before_rewind(read_stamp(serialised)):
+            self._buffer.add(name, serialised)
+
+    def _is_from_before_rewind(self, stamp: int) -> bool:
+        """Whether a message was under way when simulated time went back: it is nearer to the time then."""
+        now = self.get_clock().now().nanoseconds
+        if now >= self._before_rewind:
+            self._before_rewind = 0
+        return stamp > now and abs(self._before_rewind - stamp) < stamp - now
+
     async def _load(self) -> bool:
         """Load the model that the parameters name, report it, and tell whether it can be configured now."""
         model, device = self._value('model'), self._value('device')
@@ -276,7 +291,7 @@ class Mask2IVNode(LifecycleNode):
         self._inputs[name] = self.create_subscription(
             INPUTS[name],
             name,
-            partial(self._buffer.add, name),
+            partial(self._on_input, name),
             # A new profile each time: overrides are written into it.
             QoSProfile(depth=5, reliability=reliability),
             qos_overriding_options=QoSOverridingOptions((QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH)),

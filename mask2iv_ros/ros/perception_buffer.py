@@ -6,9 +6,10 @@ between requests. All five inputs begin with a std_msgs/Header, so the stamp is 
 
 from __future__ import annotations
 
-import struct
 from collections import deque
 from typing import NamedTuple
+
+from mask2iv_ros.image_messages import read_stamp
 
 #: Bytes that the messages of one topic may take; the newest message is kept whatever its size.
 MAX_BYTES = 256 * 1024**2
@@ -19,13 +20,6 @@ class Stamped(NamedTuple):
 
     stamp: int
     data: bytes
-
-
-def read_stamp(serialised: bytes) -> int:
-    """Return the header stamp, nanoseconds, of a CDR-serialised message that begins with std_msgs/Header."""
-    order = '<' if serialised[1] & 1 else '>'  # second byte of the encapsulation header
-    seconds, nanoseconds = struct.unpack_from(f'{order}iI', serialised, 4)
-    return seconds * 1_000_000_000 + nanoseconds
 
 
 class PerceptionBuffer:

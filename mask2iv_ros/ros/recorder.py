@@ -13,7 +13,8 @@ from rclpy.serialization import deserialize_message
 from std_srvs.srv import Trigger
 
 from mask2iv_ros.data.lerobot import LeRobotClipWriter
-from mask2iv_ros.data.rosbag import Contract, Timeline, build_clip, has_stamp, read_stamp
+from mask2iv_ros.data.rosbag import Contract, Timeline, build_clip, has_stamp
+from mask2iv_ros.image_messages import read_stamp
 from mask2iv_ros.ros.parameters import Row, declare_parameters
 from mask2iv_ros.ros.sim_camera import run
 
