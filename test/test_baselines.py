@@ -160,7 +160,7 @@ class TestVariants:
         (tmp_path / 'config.yaml').write_text(yaml.safe_dump(config))
         recipe = Recipe(tmp_path / 'config.yaml', data, tmp_path / 'run', trained[name])
         assert recipe.train('video')
-        pipeline = load_pipeline(recipe.assemble(), 'cpu')
+        pipeline = load_pipeline(recipe.assemble(), 'cpu', torch.float32)
         assert pipeline.config.video_masks == VARIANTS[name]['masks']
         assert (pipeline.video_controlnet is None) == ('controlnet' not in VARIANTS[name])
         config['video']['options']['masks'] = 'both'

@@ -53,7 +53,7 @@ def converted(tmp_path_factory) -> tuple[Path, dict]:
 
 @pytest.fixture(scope='module')
 def pipeline(converted) -> Mask2IVPipeline:
-    pipeline = load_pipeline(converted[0], 'cpu')
+    pipeline = load_pipeline(converted[0], 'cpu', torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -430,7 +430,7 @@ def test_trained_model_is_small_safetensors_and_generates(run):
     files = list(model.rglob('*.safetensors'))
     assert len(files) == 5
     assert not list(model.rglob('*.bin'))
-    pipeline = load_pipeline(model, 'cpu')
+    pipeline = load_pipeline(model, 'cpu', torch.float32)
     assert pipeline.config.name == 'test-model'
     assert pipeline.trajectory_unet.dtype == torch.float32
     clip = moving_clip(9)

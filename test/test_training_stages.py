@@ -132,7 +132,7 @@ class TestSpatial:
         assert len(moved) > 0.9 * (len(list(before.parameters())) - len(temporal))
 
     def test_the_result_is_a_model_that_opens_and_generates(self, spatial):
-        pipeline = load_pipeline(spatial.folder / 'model', 'cpu')
+        pipeline = load_pipeline(spatial.folder / 'model', 'cpu', torch.float32)
         assert pipeline.config.name == 'tuned'
         assert pipeline.config.num_inference_steps == 2  # the model's own
         assert pipeline.trajectory_image_projector is None
@@ -254,7 +254,7 @@ class TestPredictedMasks:
         damage = {'dilate_erode': 0, 'predicted': 1.0}
         recipe = make_recipe(tmp_path, data, init, 'video', damage=damage, foreground_weight=1)
         stage = recipe.stage_trainer('video')
-        pipeline = load_pipeline(init, 'cpu').trajectory
+        pipeline = load_pipeline(init, 'cpu', torch.float32).trajectory
         arrays = recipe.arrays('train')
         expected = pipeline(
             arrays.frames[:1, 0],
@@ -288,7 +288,7 @@ class TestPredictedMasks:
         for seed in range(2):
             torch.manual_seed(seed)
             recipe = make_recipe(tmp_path, data, init, 'video', damage={'predicted': 0.5})
-            whole = load_pipeline(init, 'cpu')
+            whole = load_pipeline(init, 'cpu', torch.float32)
             torch.nn.init.normal_(whole.trajectory_unet.conv_out.weight, std=0.2)
             whole.save_pretrained(tmp_path / f'init{seed}')
             recipe.init = tmp_path / f'init{seed}'
@@ -309,7 +309,7 @@ class TestTrajectoryInputs:
     def test_text_mode_repeats_the_first_masks(self, tmp_path, data, init):
         stage = self.stage(tmp_path, data, init, text_only=1)
         clips = np.array([1, 2])
-        target, first, condition, text = stage._inputs(clips, torch.Generator().manual_seed(0))
+        target, first, condition, text, _ = stage._inputs(clips, torch.Generator().manual_seed(0))
         masks = stage._load('masks', clips)
         torch.testing.assert_close(target, masks)
         torch.testing.assert_close(condition[:, :4], masks[:, :, :1].expand_as(masks))
@@ -319,14 +319,14 @@ class TestTrajectoryInputs:
 
     def test_position_mode_has_the_goal_last_and_no_text(self, tmp_path, data, init):
         stage = self.stage(tmp_path, data, init, goal_only=1)
-        _, _, condition, text = stage._inputs(np.array([1, 2]), torch.Generator().manual_seed(0))
+        _, _, condition, text, _ = stage._inputs(np.array([1, 2]), torch.Generator().manual_seed(0))
         torch.testing.assert_close(condition[:, :4, -1], stage._load('goals', np.array([1, 2]), [0, 0]))
         assert not condition[:, :4, 1:-1].any()
         assert not text.any()
 
     def test_an_unseen_actor_is_missing_from_the_condition_and_kept_in_the_target(self, tmp_path, data, init):
         stage = self.stage(tmp_path, data, init, text_only=1, no_actor=1)
-        target, first, condition, _ = stage._inputs(np.array([1]), torch.Generator().manual_seed(0))
+        target, first, condition, *_ = stage._inputs(np.array([1]), torch.Generator().manual_seed(0))
         torch.testing.assert_close(condition[:, :4, 0], stage._load('no_actor', np.array([1])))
         torch.testing.assert_close(first, condition[:, :4, 0])
         assert (first - target[:, :, 0]).abs().max() > 0.01
@@ -377,7 +377,7 @@ def test_the_papers_recipe_trains_a_converted_dynamicrafter(name, tmp_path, data
     before, after = digests(dynamicrafter), digests(model)
     changed = {Path(path).parts[0] for path in before | after if before.get(path) != after.get(path)}
     assert changed == {f'{stage}_unet', f'{stage}_image_projector', 'model_index.json'}
-    pipeline = load_pipeline(model, 'cpu')
+    pipeline = load_pipeline(model, 'cpu', torch.float32)
     unet = getattr(pipeline, f'{stage}_unet')
     assert unet.conv_in.weight[:, 8:].any()  # what the checkpoint did not have
     assert list(pipeline.config.sample_size) == [32, 48]
@@ -446,7 +446,7 @@ class TestFrozenNetworks:
         recipe = make_recipe(tmp_path, data, init, trained='spatial')
         recipe.stage_trainer('trajectory').trainer.save()
         assert recipe.stage_trainer('trajectory').trainer.step == 0
-        other = load_pipeline(init, 'cpu')
+        other = load_pipeline(init, 'cpu', torch.float32)
         torch.nn.init.ones_(other.trajectory_unet.transformer_in.proj_in.bias)
         other.save_pretrained(tmp_path / 'other')
         recipe.init = tmp_path / 'other'
@@ -549,7 +549,8 @@ class TestConfigurations:
         assert (options['foreground_weight'], options['contact_weight']) == (1, 1)
 
     @pytest.mark.parametrize(
-        'name', [name for name in STAGE_CONFIGS if not name.startswith('lora') and name not in BASELINES]
+        'name',
+        [name for name in STAGE_CONFIGS if not name.startswith(('lora', 'looks')) and name not in BASELINES],
     )
     def test_the_papers_recipe(self, name, init, tmp_path):
         recipe = Recipe(CONFIGS / f'{name}.yaml', tmp_path, tmp_path / 'run', init)
@@ -586,7 +587,7 @@ class TestConfigurations:
             tmp_path, data, init, unet=UNET, image_projector=PROJECTOR, residual=False, foreground_weight=2
         )
         assert recipe.train('trajectory')
-        pipeline = load_pipeline(recipe.assemble(), 'cpu')
+        pipeline = load_pipeline(recipe.assemble(), 'cpu', torch.float32)
         assert pipeline.trajectory_image_projector.config.num_queries == 1
         assert pipeline.config.trajectory_residual_scale is None
 
