@@ -32,7 +32,6 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -103,6 +102,8 @@ def planner(row: str, scene: ExecutionScene, model: str, num_inference_steps: in
     from mask2iv_ros.planning.request import GenerationRequest, InvalidRequest
 
     def plan_in_one_stage(observation):
+        import torch
+
         pipeline = _pipeline(model)
         framing = Framing(observation.labels.shape, tuple(pipeline.config.sample_size))
         (frames,) = pipeline.video(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from tqdm import tqdm
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.clip import InteractionClip
+from mask2iv_ros.data.episodes import EpisodeReader, read_clips
+from mask2iv_ros.data.sampling import spread
 from mask2iv_ros.framing import Framing
 
 #: One line for each clip that is stored.
@@ -109,6 +112,36 @@ def build_arrays(
     index = {f'{key}s': [record[key] for record in records] for key in ('task', 'source')}
     index |= {'fps': [record['fps'] for record in records], 'digest': digest.hexdigest()}
     (folder / 'index.json').write_text(json.dumps(index))
+    return ClipArrays.load(folder)
+
+
+def cached_arrays(
+    reader: EpisodeReader,
+    views: Sequence[tuple[int, str]],
+    folder: Path,
+    stamp: str,
+    size: tuple[int, int],
+    num_frames: int = 16,
+    short_side: int | None = None,
+) -> ClipArrays:
+    """`build_arrays` of a clip spread over each (episode, camera), where `folder` does not have them yet.
+
+    Args:
+        stamp: says what the clips are made of; arrays of another stamp are made anew.
+    """
+    made_of = folder / 'made_of.json'
+    if not made_of.is_file() or made_of.read_text() != stamp:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        made_of.write_text(stamp)
+    if not (folder / 'index.json').is_file():
+        start = stored_clips(folder)
+        clips = (
+            clip
+            for episode, camera in views[start:]
+            for clip in read_clips(reader, [episode], spread(num_frames), camera)
+        )
+        build_arrays(clips, len(views), folder, size, num_frames, start, short_side)
     return ClipArrays.load(folder)
 
 

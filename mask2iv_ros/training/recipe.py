@@ -18,8 +18,7 @@ import yaml
 from accelerate import PartialState
 from diffusers import ConfigMixin
 
-from mask2iv_ros.data.episodes import TEST_PERIOD, EpisodeReader, open_dataset, read_clips
-from mask2iv_ros.data.sampling import spread
+from mask2iv_ros.data.episodes import TEST_PERIOD, EpisodeReader, open_dataset
 from mask2iv_ros.models.autoencoder import PatchAutoencoderKL
 from mask2iv_ros.models.controlnet import DynamiCrafterControlNet
 from mask2iv_ros.models.resampler import Resampler
@@ -29,7 +28,7 @@ from mask2iv_ros.models.unet import DynamiCrafterUNet
 from mask2iv_ros.pipelines.interaction_video import InteractionVideoPipeline
 from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
 from mask2iv_ros.pipelines.mask_trajectory import MaskTrajectoryPipeline
-from mask2iv_ros.training.arrays import ClipArrays, build_arrays, stored_clips
+from mask2iv_ros.training.arrays import ClipArrays, cached_arrays
 from mask2iv_ros.training.autoencoder import AutoencoderOptions, train_autoencoder
 from mask2iv_ros.training.diffusion import (
     StageTrainer,
@@ -195,21 +194,8 @@ class Recipe:
         stamp = json.dumps(
             [str(reader.path.resolve()), files, len(reader), views, size, num_frames, short_side]
         )
-        made_of = folder / 'made_of.json'
         with self.state.main_process_first():
-            if not made_of.is_file() or made_of.read_text() != stamp:
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True)
-                made_of.write_text(stamp)
-            if not (folder / 'index.json').is_file():
-                start = stored_clips(folder)
-                clips = (
-                    clip
-                    for episode, camera in views[start:]
-                    for clip in read_clips(reader, [episode], spread(num_frames), camera)
-                )
-                build_arrays(clips, len(views), folder, size, num_frames, start, short_side)
-        return ClipArrays.load(folder)
+            return cached_arrays(reader, views, folder, stamp, size, num_frames, short_side)
 
     def _files_id(self, path: Path) -> str:
         """sha256, hex, of names, sizes and times of the files below `path`, without those of this run."""

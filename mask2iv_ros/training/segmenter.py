@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +14,9 @@ from PIL import Image
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.augmentation.looks import Looks
-from mask2iv_ros.data.episodes import TEST_PERIOD, EpisodeReader, read_clips
-from mask2iv_ros.data.sampling import spread
+from mask2iv_ros.data.episodes import TEST_PERIOD, EpisodeReader
 from mask2iv_ros.models.segmenter import Segmenter
-from mask2iv_ros.training.arrays import ClipArrays, build_arrays, stored_clips
+from mask2iv_ros.training.arrays import ClipArrays, cached_arrays
 from mask2iv_ros.training.trainer import Checked, Schedule, Trainer
 
 #: Loss weight of a pixel by its label: background, object, actor, part.
@@ -208,17 +206,4 @@ def _arrays(
         raise ValueError(f'{reader.path}: no camera has masks to train on; `mask2iv segment` makes some')
     newest = max((path.stat().st_mtime_ns for path in reader.path.rglob('*.*')), default=0)
     stamp = json.dumps([str(reader.path.resolve()), newest, views, list(size), options.num_frames])
-    made_of = folder / 'made_of.json'
-    if not made_of.is_file() or made_of.read_text() != stamp:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        made_of.write_text(stamp)
-    if not (folder / 'index.json').is_file():
-        start = stored_clips(folder)
-        clips = (
-            clip
-            for i, camera in views[start:]
-            for clip in read_clips(reader, [i], spread(options.num_frames), camera)
-        )
-        build_arrays(clips, len(views), folder, size, options.num_frames, start)
-    return ClipArrays.load(folder)
+    return cached_arrays(reader, views, folder, stamp, size, options.num_frames)
