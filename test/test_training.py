@@ -297,6 +297,7 @@ TWO_AUTOENCODERS = """
 import sys, torch
 from pathlib import Path
 from accelerate import PartialState
+from mask2iv_ros.models.autoencoder import PatchAutoencoderKL
 from mask2iv_ros.training import autoencoder
 from mask2iv_ros.training.arrays import ClipArrays
 from mask2iv_ros.training.latents import weights_id
@@ -315,7 +316,9 @@ sizes = {'block_out_channels': [4, 4], 'latent_channels': 4, 'norm_num_groups': 
 schedule = Schedule(2, 0.01, warmup_steps=0, ema_decay=None, mixed_precision='no')
 arrays = ClipArrays.load(folder / 'arrays')
 options = autoencoder.AutoencoderOptions(batch_size=12)
-autoencoder.train_autoencoder(arrays, folder / 'vae', sizes, schedule, options)
+torch.manual_seed(0)
+vae = PatchAutoencoderKL(**sizes)
+autoencoder.train_autoencoder(arrays, folder / 'vae', vae, schedule, options)
 """
 
 
@@ -444,7 +447,7 @@ def test_trained_model_is_small_safetensors_and_generates(run):
     ('change', 'message'),
     [
         ({'batchsize': 3}, r"autoencoder: .* unexpected keyword argument 'batchsize'"),
-        ({'batch_size': 1}, 'batch_size: expected a whole number of at least 2, got 1'),
+        ({'batch_size': 1}, 'batch_size: expected a whole number of at least 3, got 1'),
         ({'model': {'patchsize': 4}}, r"autoencoder: model: .* unexpected keyword argument 'patchsize'"),
         ({'schedule': {'steps': '100', 'learning_rate': 1}}, "steps: expected a whole .* got '100'"),
     ],

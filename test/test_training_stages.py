@@ -23,6 +23,7 @@ from mask2iv_ros.pipelines.components import encode_text, image_features
 from mask2iv_ros.pipelines.conversion import convert_checkpoint
 from mask2iv_ros.pipelines.loading import load_pipeline
 from mask2iv_ros.training import trainer as trainer_module
+from mask2iv_ros.training.latents import encode_images, weights_id
 from mask2iv_ros.training.losses import contact_cells
 from mask2iv_ros.training.recipe import Recipe
 from mask2iv_ros.training.trained_parts import StageModel, count_trained, merge_adapter, select_trained
@@ -601,7 +602,9 @@ class TestConfigurations:
             ({'trajectroy': {}}, r"unknown key \['trajectroy'\]"),
             ({'name': None}, 'says nothing|expected'),
             ({'unet': UNET}, 'expected unet and image_projector, or neither'),
-            ({'scheduler': {}}, 'are those of the model'),
+            ({'scheduler': {}}, 'scheduler is that of the model'),
+            ({'autoencoder': {'model': {}, 'schedule': STEP}}, 'leave `model` out'),
+            ({'autoencoder': {'looks': 2, 'schedule': STEP}}, 'looks: expected a share'),
             ({'validation': {'clip': 1}}, "validation: .* unexpected keyword argument 'clip'"),
             ({'video': {'schedule': {}}}, "video: .* 'steps' and 'learning_rate'"),
             ({'video': {'option': {}, 'schedule': STEP}}, r"video: unknown key \['option'\]"),
@@ -621,6 +624,25 @@ class TestConfigurations:
             make_recipe(tmp_path, data, None)
         with pytest.raises(ValueError, match=r'nowhere has no model_index\.json'):
             make_recipe(tmp_path, data, tmp_path / 'nowhere')
+
+    def test_an_autoencoder_goes_on_and_keeps_its_latents_where_told(self, tmp_path, data, init):
+        def moved(keep_latents: float) -> float:
+            folder = tmp_path / str(keep_latents)
+            folder.mkdir()
+            schedule = {'steps': 12, 'learning_rate': 0.003, 'warmup_steps': 0, 'ema_decay': None}
+            part = {'looks': 0.5, 'keep_latents': keep_latents, 'batch_size': 6, 'schedule': schedule}
+            (folder / 'config.yaml').write_text(yaml.safe_dump({'name': 'tuned', 'autoencoder': part}))
+            recipe = Recipe(folder / 'config.yaml', data, folder / 'run', init)
+            assert recipe.train('autoencoder')
+            before, after = (load_pipeline(path, 'cpu', torch.float32) for path in (init, recipe.assemble()))
+            assert weights_id(before.vae) != weights_id(after.vae)
+            assert weights_id(before.video_unet) == weights_id(after.video_unet)
+            assert after.vae.config.scaling_factor == before.vae.config.scaling_factor
+            frames = recipe.arrays('train').frames[0]
+            pair = [encode_images(model.vae, frames).astype(np.float32) for model in (before, after)]
+            return np.square(pair[0] - pair[1]).mean() / pair[0].var()
+
+        assert moved(10.0) < 0.2 * moved(0.0)
 
     def test_the_embedded_model_is_one(self, tmp_path, data):
         recipe = make_recipe(tmp_path, data, 'mask2iv-sim')

@@ -84,9 +84,10 @@ HELD_OUT_PERIOD = 20
 class Recipe:
     """One training run in `folder`: `arrays/`, a folder for each part, and `model/` when all are done.
 
-    A configuration trains the parts that it names: a whole model (autoencoder and both stages), or stages of
+    A configuration trains the parts that it names: a whole model (autoencoder and both stages), or parts of
     the model `init`, whose other networks are taken over. Stages start from the networks of `init`, unless
-    the configuration has `unet` and `image_projector`: then from new ones of that size.
+    the configuration has `unet` and `image_projector`: then from new ones of that size. The autoencoder goes
+    on from that of `init`, too.
 
     `short_side` crops as the paper does, see `Framing.with_short_side`; without it clips are seen whole.
 
@@ -134,9 +135,11 @@ class Recipe:
                 f'{config}: expected {sorted(missing) or "a part to train"}'
                 + ('' if init else ', or a model to start from (--init)')
             )
-        if init and ('autoencoder' in self.parts or 'scheduler' in self.config):
+        if init and 'scheduler' in self.config:
+            raise ValueError(f'{config}: the scheduler is that of the model {init}; leave it out')
+        if init and 'model' in (self.config.get('autoencoder') or {}):
             raise ValueError(
-                f'{config}: autoencoder and scheduler are those of the model {init}; leave them out'
+                f'{config}: autoencoder: the model goes on from that of {init}; leave `model` out'
             )
         if ('unet' in self.config) != ('image_projector' in self.config):
             raise ValueError(f'{config}: expected unet and image_projector, or neither')
@@ -238,14 +241,17 @@ class Recipe:
         """Train one part; True when its schedule is complete. Needs the parts before it."""
         if part == 'autoencoder':
             schedule, options = self.options[part]
+            torch.manual_seed(self.seed)
+            vae = self._whole.vae if self.init else PatchAutoencoderKL(**self.config[part].get('model', {}))
             return train_autoencoder(
                 self.arrays('train'),
                 self.folder / part,
-                self.config[part].get('model', {}),
+                vae.requires_grad_(True),
                 schedule,
                 options,
                 seed=self.seed,
                 max_minutes=max_minutes,
+                is_new=not self.init,
             )
         return self.stage_trainer(part).run(self.arrays('val'), max_minutes, self.validation)
 
@@ -287,23 +293,30 @@ class Recipe:
     ) -> MaskTrajectoryPipeline | InteractionVideoPipeline:
         """A stage, float32 on the CPU, over the frozen networks of `init` or of this run."""
         if self.init:
-            left_out = {f'{name}_{network}': None for name in STAGES for network in STAGES[name].networks}
-            safe = {'local_files_only': True, 'use_safetensors': True}
-            whole = Mask2IVPipeline.from_pretrained(self.init, **safe, **left_out)
+            whole = self._whole
             names = ('vae', 'scheduler', 'text_encoder', 'tokenizer', 'image_encoder', 'feature_extractor')
             frozen = {name: getattr(whole, name) for name in names}
         else:
-            folder = self.folder / 'autoencoder' / 'vae'
-            if not folder.is_dir():
-                raise FileNotFoundError(f'{folder}: train the autoencoder first')
             frozen = {
-                'vae': PatchAutoencoderKL.from_pretrained(folder).eval(),
                 'scheduler': RescaledDDIMScheduler(**self.config['scheduler']),
                 'text_encoder': PackagedTextEncoder(),
             }
+        if 'autoencoder' in self.parts:
+            folder = self.folder / 'autoencoder' / 'vae'
+            if not folder.is_dir():
+                raise FileNotFoundError(f'{folder}: train the autoencoder first')
+            vae_class = type(frozen['vae']) if self.init else PatchAutoencoderKL
+            frozen['vae'] = vae_class.from_pretrained(folder, use_safetensors=True).eval()
         return STAGES[stage].pipeline(
             **frozen, **networks, num_frames=self.config['num_frames'], **self._sampling
         )
+
+    @property
+    def _whole(self) -> Mask2IVPipeline:
+        """The model `init` without the networks of its stages."""
+        left_out = {f'{name}_{network}': None for name in STAGES for network in STAGES[name].networks}
+        safe = {'local_files_only': True, 'use_safetensors': True}
+        return Mask2IVPipeline.from_pretrained(self.init, **safe, **left_out)
 
     def _new_networks(self, options: TrajectoryOptions | VideoOptions) -> dict:
         torch.manual_seed(self.seed)
@@ -383,6 +396,11 @@ class Recipe:
 
     def _extend_init(self, folder: Path) -> None:
         shutil.copytree(self.init, folder)
+        if 'autoencoder' in self.parts:
+            vae = type(self._whole.vae).from_pretrained(self.folder / 'autoencoder' / 'vae')
+            vae.register_to_config(_name_or_path='')
+            shutil.rmtree(folder / 'vae')
+            vae.half().save_pretrained(folder / 'vae')
         index = {**self._index, **self._description}
         trained = {stage: self._trained_networks(stage) for stage in STAGES if stage in self.parts}
         if trained.get('video', {}).get('masks') == 'none':
