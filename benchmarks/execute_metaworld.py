@@ -24,7 +24,6 @@ import argparse
 import atexit
 import json
 import multiprocessing
-import os
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -38,6 +37,8 @@ from tqdm import tqdm
 from mask2iv_ros import labels as lb
 from mask2iv_ros.data.metaworld_execution import FIRST_SEED, PUBLISHED_CAMERAS, ExecutionScene
 from mask2iv_ros.data.metaworld_tasks import PUBLISHED_TASKS
+from mask2iv_ros.evaluation.journal import drop_cut_off_line, read_lines
+from mask2iv_ros.evaluation.metrics import wilson_interval
 from mask2iv_ros.framing import Framing
 from mask2iv_ros.pictures import write_video
 from mask2iv_ros.planning.arm_appearance import ArmAppearance
@@ -249,31 +250,9 @@ def refuse_another_model(lines: list[dict], wanted: dict) -> None:
             raise ValueError(f'OUT has episodes of {said}, asked for is {asked}: give another OUT')
 
 
-def read_lines(path: Path) -> list[dict]:
-    """Episodes that are there, without a last line that is cut off or still being written."""
-    if not path.exists():
-        return []
-    return [json.loads(text) for text in path.read_text().split('\n')[:-1]]
-
-
-def drop_cut_off_line(path: Path) -> None:
-    """Cut off what a run that was killed left of a last line: the next would be appended to it."""
-    text = path.read_bytes() if path.exists() else b''
-    if text and not text.endswith(b'\n'):
-        os.truncate(path, text.rfind(b'\n') + 1)
-
-
-def wilson(solved: int, count: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927), in per cent."""
-    z = 1.96
-    centre = (solved + z**2 / 2) / (count + z**2)
-    half = z / (count + z**2) * np.sqrt(solved * (count - solved) / count + z**2 / 4)
-    return max(0.0, 100 * (centre - half)), min(100.0, 100 * (centre + half))
-
-
 def share(lines: list[dict]) -> dict:
     solved = sum(line['success'] for line in lines)
-    low, high = wilson(solved, len(lines))
+    low, high = wilson_interval(solved, len(lines))
     return {'success': 100 * solved / len(lines), 'low': low, 'high': high, 'episodes': len(lines)}
 
 

@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from execute_metaworld import drop_cut_off_line, read_lines, wilson
 from tqdm import tqdm
 
 from mask2iv_ros import labels as lb
@@ -37,6 +36,8 @@ from mask2iv_ros.clip import InteractionClip
 from mask2iv_ros.data.episodes import open_dataset
 from mask2iv_ros.data.metaworld import Scene, draw_scene
 from mask2iv_ros.data.metaworld_tasks import VIEWS
+from mask2iv_ros.evaluation.journal import drop_cut_off_line, read_lines
+from mask2iv_ros.evaluation.metrics import wilson_interval
 from mask2iv_ros.models.inverse_dynamics import InverseDynamics
 from mask2iv_ros.pipelines import load_pipeline
 
@@ -148,7 +149,7 @@ def summary(lines: list[dict]) -> dict:
 
     return {
         'episodes': len(lines),
-        'solved': [100 * solved / len(lines), *wilson(solved, len(lines))],
+        'solved': [100 * solved / len(lines), *wilson_interval(solved, len(lines))],
         **{name: over(name, np.mean) for name in ('arm IoU', 'object IoU', 'arm off', 'hand off', 'new')},
         'goal': over('goal', np.median),
     }

@@ -53,6 +53,8 @@ from mask2iv_ros.data.episodes import EpisodeReader, open_dataset
 from mask2iv_ros.data.lerobot import LeRobotClipWriter
 from mask2iv_ros.data.metaworld import RETRY_STRIDE, Scene, draw_scene, frame_rate
 from mask2iv_ros.data.metaworld_tasks import TASKS, VIEWS
+from mask2iv_ros.evaluation.journal import drop_cut_off_line, read_lines
+from mask2iv_ros.evaluation.metrics import wilson_interval
 
 #: What changes in a scene at evaluation: arguments of `Scene.vary` (None: nothing) and `draw_scene`.
 LOOKS = {
@@ -367,18 +369,6 @@ def refuse_other_settings(path: Path, settings: dict) -> None:
     path.write_text(json.dumps(settings) + '\n')
 
 
-def read_lines(path: Path) -> list[dict]:
-    """Episodes that are there, without a last line that is cut off or still being written."""
-    return [json.loads(text) for text in path.read_text().split('\n')[:-1]] if path.exists() else []
-
-
-def drop_cut_off_line(path: Path) -> None:
-    """Cut off what a run that was killed left of a last line: the next would be appended to it."""
-    text = path.read_bytes() if path.exists() else b''
-    if text and not text.endswith(b'\n'):
-        os.truncate(path, text.rfind(b'\n') + 1)
-
-
 def make(args) -> Path:
     """Write OUT/data/<method>: `variants` of each episode of the first dataset."""
     if args.make == 'every_frame':
@@ -448,18 +438,10 @@ def write_replay(results: Path, tasks: list[str], episodes: int, strides=(2, 4, 
     path.with_suffix('.json').write_text(json.dumps({'tasks': rows, 'all': whole}, indent=1) + '\n')
 
 
-def wilson(solved: int, count: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927), in per cent."""
-    z = 1.96
-    centre = (solved + z**2 / 2) / (count + z**2)
-    half = z / (count + z**2) * np.sqrt(solved * (count - solved) / count + z**2 / 4)
-    return max(0.0, 100 * (centre - half)), min(100.0, 100 * (centre + half))
-
-
 def share(lines: list[dict]) -> dict:
     """Success in per cent with its interval, and that of each trained policy."""
     solved = sum(line['success'] for line in lines)
-    low, high = wilson(solved, len(lines))
+    low, high = wilson_interval(solved, len(lines))
     policies = {}
     for line in lines:
         policies.setdefault(line['train_seed'], []).append(line['success'])

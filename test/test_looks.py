@@ -148,3 +148,14 @@ def test_wrong_input_is_refused(scene):
         Surface(RED, pattern='plaid')
     with pytest.raises(ValueError, match=r'labels: expected \(96, 128\)'):
         Look()(scene[0], scene[1][:10])
+
+
+def test_a_palette_tells_alike_colours_apart_and_is_the_same_in_every_frame():
+    grey, brown = (120, 120, 120), (150, 110, 80)  # of one luminance
+    frame = np.empty((40, 60, 3), np.uint8)
+    frame[:, :30], frame[:, 30:] = grey, brown
+    surface = Surface(RED, palette=((1, 0, 0), (0, 1, 0), (0, 0, 1)), direction=(3.0, -1.0, -1.0))
+    painted = Look(background=surface).all_frames(np.stack([frame, frame]), np.zeros((2, 40, 60), np.uint8))
+    assert np.array_equal(painted[0], painted[1])
+    assert np.ptp(painted[0].reshape(-1, 3), axis=0).max() > 100
+    assert (painted[0][:, :30] == painted[0][0, 0]).all()

@@ -211,7 +211,7 @@ def test_intervals_are_those_of_the_literature():
     def found(solved, count):
         return gain.share([{'train_seed': 0, 'success': i < solved} for i in range(count)])
 
-    low, high = gain.wilson(8, 10)
+    low, high = gain.wilson_interval(8, 10)
     assert (low, high) == (pytest.approx(49.0, abs=0.1), pytest.approx(94.3, abs=0.1))
     gap = gain.difference(found(56, 70), found(48, 80))
     assert gap == pytest.approx((20.0, 5.24, 33.39), abs=0.02)

@@ -21,22 +21,33 @@ PATTERNS = ('plain', 'stripes', 'checks', 'dots', 'marble')
 SHAPES = ('ball', 'box', 'cylinder')
 #: Luminance of linear-light RGB is close enough to this of gamma-coded values (Rec. 601).
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
+#: Chance that a paint is a palette, and how many colours it has.
+PALETTE_CHANCE, PALETTE_SIZE = 0.6, 6
+#: Standard deviation of each weight of a palette's direction about those of luminance.
+DIRECTION_SPREAD = 0.6
 #: Places that are tried for a thing before it is left out.
 TRIES = 200
 
 
 @dataclass(frozen=True)
 class Surface:
-    """Paint of one region. The shading that is there stays: brightness is kept, and scaled.
+    """Paint of one region: one colour that keeps the shading that is there, or a palette.
+
+    A palette gives every colour of the region another one, so that materials that looked alike or stood out
+    part in new ways, as they do in another room; what keeps shading keeps bright things bright.
 
     Attributes:
-        colours: two RGB colours of luminance 1, those of the pattern's low and high places.
+        colours: two RGB colours of luminance 1, those of the pattern's low and high places. Of a palette,
+            only how bright the pattern is counts.
         brightness: factors of luminance at the low and at the high places.
         strength: 0 to 1, share of the paint; the rest is what was there.
         pattern: one of `PATTERNS`.
         period: of the pattern, in picture heights.
         angle: of the pattern, radians.
         seed: of the pattern 'marble'.
+        palette: RGB colours of 0..1 along `direction`; () for none.
+        direction: weights of red, green and blue whose sum tells the colours of a palette apart: from 0, its
+            first colour, to 1, its last.
     """
 
     colours: tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -46,6 +57,8 @@ class Surface:
     period: float = 0.1
     angle: float = 0.0
     seed: int = 0
+    palette: tuple[tuple[float, float, float], ...] = ()
+    direction: tuple[float, float, float] = tuple(LUMINANCE.tolist())
 
     def __post_init__(self):
         if self.pattern not in PATTERNS:
@@ -58,6 +71,10 @@ class Surface:
         gain = float(np.exp(rng.uniform(np.log(0.6), np.log(1.5))))
         contrast = float(rng.uniform(0.15, 0.5))
         has_pattern = bool(rng.random() < texture)
+        palette = rng.uniform(0, 1, (PALETTE_SIZE, 3)).tolist()
+        direction = LUMINANCE + DIRECTION_SPREAD * rng.normal(size=3)
+        direction += (1 - direction.sum()) / 3
+        has_palette = bool(rng.random() < PALETTE_CHANCE)
         return cls(
             colours=(colours[0], colours[1] if rng.random() < 0.5 else colours[0]),
             brightness=(gain * (1 - contrast), gain * (1 + contrast)) if has_pattern else (gain, gain),
@@ -66,18 +83,27 @@ class Surface:
             period=float(rng.uniform(0.05, 0.3)),
             angle=float(rng.uniform(0, np.pi)),
             seed=int(rng.integers(2**31)),
+            palette=tuple(map(tuple, palette)) if has_palette else (),
+            direction=tuple(direction.tolist()),
         )
 
     def __call__(self, image: np.ndarray, anchor: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
         """Paint all of an (H, W, 3) float32 image of 0..1; the pattern begins at pixel `anchor` (x, y)."""
-        low, high = (np.array(c, np.float32) * b for c, b in zip(self.colours, self.brightness, strict=True))
+        colours = ((1.0, 1.0, 1.0),) * 2 if self.palette else self.colours
+        low, high = (np.array(c, np.float32) * b for c, b in zip(colours, self.brightness, strict=True))
         if self.pattern == 'plain':
             paint = low
         else:
             share = self._pattern(image.shape[:2], anchor)[..., None]
             paint = low + share * (high - low)
-        painted = (image @ LUMINANCE)[..., None] * paint
+        painted = (self._from_palette(image) if self.palette else (image @ LUMINANCE)[..., None]) * paint
         return image + self.strength * (painted - image)
+
+    def _from_palette(self, image: np.ndarray) -> np.ndarray:
+        place = (image @ np.array(self.direction, np.float32)).clip(0, 1) * (len(self.palette) - 1)
+        colours = np.array(self.palette, np.float32)
+        below = place.astype(int).clip(0, len(colours) - 2)
+        return colours[below] + (place - below)[..., None] * (colours[below + 1] - colours[below])
 
     def _pattern(self, size: tuple[int, int], anchor: tuple[float, float]) -> np.ndarray:
         """(H, W) float32 of 0..1."""

@@ -24,6 +24,7 @@ from mask2iv_ros.data.episodes import TEST_PERIOD, BadEpisode, EpisodeReader, Su
 from mask2iv_ros.data.sampling import spread_frames
 from mask2iv_ros.evaluation import metrics, texts
 from mask2iv_ros.evaluation.extractors import Extractors
+from mask2iv_ros.evaluation.journal import drop_cut_off_line, read_lines
 from mask2iv_ros.evaluation.report import ORACLE, REAL, STILL_MASKS, STILL_VIDEO, write_report
 from mask2iv_ros.framing import Framing
 from mask2iv_ros.pictures import contact_sheet, write_picture
@@ -179,20 +180,16 @@ class Evaluation:
     def _resume(self, journal: Path, header: dict) -> list[dict]:
         """Results of the clips that are done; a line that a kill cut off is dropped."""
         self.out.mkdir(parents=True, exist_ok=True)
-        lines = journal.read_text().splitlines(keepends=True) if journal.is_file() else []
-        if lines and not lines[-1].endswith('\n'):
-            lines.pop()
+        drop_cut_off_line(journal)
+        lines = read_lines(journal)
         if not lines:
-            lines = [json.dumps(header) + '\n']
-        elif (found := json.loads(lines[0])) != header:
-            other = [key for key in header if found.get(key) != header[key]]
+            journal.write_text(json.dumps(header) + '\n')
+        elif lines[0] != header:
+            other = [key for key in header if lines[0].get(key) != header[key]]
             raise ValueError(
                 f'{journal} was made with other {", ".join(other)}; choose another folder or delete that file'
             )
-        part = journal.with_suffix('.part')
-        part.write_text(''.join(lines))
-        part.replace(journal)
-        return [json.loads(line) for line in lines[1:]]
+        return lines[1:]
 
     def _read(self, reader: EpisodeReader, index: int) -> InteractionClip:
         frames = spread_frames(reader.episode(index).length, self.num_frames)

@@ -146,3 +146,11 @@ def mean_and_interval(values: np.ndarray, seed: int = 0, draws: int = 2000) -> d
     picks = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
     low, high = np.percentile(values[picks].mean(axis=1), [2.5, 97.5])
     return {'mean': float(values.mean()), 'low': float(low), 'high': float(high), 'clips': len(values)}
+
+
+def wilson_interval(solved: int, count: int) -> tuple[float, float]:
+    """95 % interval of the share `solved` of `count` (Wilson 1927), in per cent."""
+    z = 1.96
+    centre = (solved + z**2 / 2) / (count + z**2)
+    half = z / (count + z**2) * np.sqrt(solved * (count - solved) / count + z**2 / 4)
+    return max(0.0, 100 * (centre - half)), min(100.0, 100 * (centre + half))
