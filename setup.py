@@ -62,7 +62,7 @@ setup(
         'ray': ['ray>=2.40'],
         'ros': ['rosbags>=0.11', 'rosbags-image>=0.10'],
         'train': ['peft>=0.17', 'tensorboard>=2.17'],
-        'test': ['pytest>=8', 'ruff>=0.12', 'scipy>=1.12'],
+        'test': ['pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.12', 'scipy>=1.12'],
     },
     entry_points={'console_scripts': ['mask2iv = mask2iv_ros.cli:main']},
 )

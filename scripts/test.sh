@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.." || exit 1
 . scripts/env.sh || exit 1
 
 lint() { ruff check . && ruff format --check .; }
-unit() { python -m pytest test --ignore test/ros; }
+unit() { OMP_NUM_THREADS=1 python -m pytest test --ignore test/ros -n auto --maxprocesses 4 --dist loadfile; }
 ros() { python -m pytest test/ros; }
 
 failed=()

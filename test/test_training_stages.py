@@ -535,7 +535,7 @@ class TestConfigurations:
     def test_all_of_them_are_there(self):
         sets = ('bridge', 'hoi4d', 'lora', 'metaworld')
         pairs = {f'{name}_{stage}' for name in sets for stage in ('trajectory', 'video')}
-        assert pairs | BASELINES | {'metaworld_goal_trajectory', 'looks_video'} == set(STAGE_CONFIGS)
+        assert pairs | BASELINES | {'metaworld_goal_trajectory'} == set(STAGE_CONFIGS)
 
     @pytest.mark.parametrize('name', BASELINES)
     def test_baselines_differ_from_the_papers_recipe_in_masks_damage_and_loss(self, name):
@@ -582,6 +582,11 @@ class TestConfigurations:
         assert recipe.parts == ['autoencoder', 'trajectory', 'video']
         assert all(asdict(recipe.options['trajectory'][1].conditions).values())
         assert all(asdict(recipe.options['video'][1].damage).values())
+
+    def test_finetuning_goes_on_with_all_of_the_default(self, tmp_path, data):
+        recipe = Recipe(CONFIGS / 'finetune.yaml', data, tmp_path / 'run')
+        assert recipe.init and recipe.parts == ['autoencoder', 'trajectory', 'video']
+        assert recipe.options['autoencoder'][1].keep_latents and recipe.options['video'][1].looks
 
     def test_new_networks_start_from_the_models_autoencoder(self, tmp_path, data, init):
         recipe = make_recipe(
