@@ -17,8 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from mask2iv_ros.augmentation.job import Job, augment
+from mask2iv_ros.augmentation.job import augment
 from mask2iv_ros.augmentation.method import build_method
+from mask2iv_ros.augmentation.worker import Job
 from mask2iv_ros.cli import build_parser
 
 

@@ -258,8 +258,9 @@ def segment(args: argparse.Namespace) -> None:
 def augment(args: argparse.Namespace) -> None:
     import functools
 
-    from mask2iv_ros.augmentation.job import Job, augment
+    from mask2iv_ros.augmentation.job import augment
     from mask2iv_ros.augmentation.method import build_method, build_thresholds, method_facts
+    from mask2iv_ros.augmentation.worker import Job
 
     job = Job(
         source=str(args.source),

@@ -26,10 +26,11 @@ from lerobot.configs import RGBEncoderConfig
 from lerobot.datasets import LeRobotDataset, delete_episodes, merge_datasets, split_dataset
 from lerobot.datasets.feature_utils import features_equal_for_merge
 
-from mask2iv_ros.augmentation.job import Job, augment, draw_seed, part_name
+from mask2iv_ros.augmentation.job import augment
 from mask2iv_ros.augmentation.looks import Looks
 from mask2iv_ros.augmentation.output import SIDECAR, grouped_split, safe_eval_split
 from mask2iv_ros.augmentation.same_motion import SameMotion
+from mask2iv_ros.augmentation.worker import Job, draw_seed, part_name
 from mask2iv_ros.cli import main
 from mask2iv_ros.data.episodes import BadEpisode, open_dataset
 from mask2iv_ros.data.lerobot import encode_masks

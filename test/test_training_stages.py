@@ -585,8 +585,10 @@ class TestConfigurations:
 
     def test_finetuning_goes_on_with_all_of_the_default(self, tmp_path, data):
         recipe = Recipe(CONFIGS / 'finetune.yaml', data, tmp_path / 'run')
-        assert recipe.init and recipe.parts == ['autoencoder', 'trajectory', 'video']
-        assert recipe.options['autoencoder'][1].keep_latents and recipe.options['video'][1].looks
+        assert recipe.init
+        assert recipe.parts == ['autoencoder', 'trajectory', 'video']
+        assert recipe.options['autoencoder'][1].keep_latents
+        assert recipe.options['video'][1].looks
 
     def test_new_networks_start_from_the_models_autoencoder(self, tmp_path, data, init):
         recipe = make_recipe(

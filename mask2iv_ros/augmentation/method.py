@@ -8,13 +8,13 @@ from dataclasses import fields
 from pathlib import Path
 
 from mask2iv_ros.augmentation.gates import Thresholds, measure
-from mask2iv_ros.augmentation.job import Measure, Method
-from mask2iv_ros.augmentation.looks import Looks, Pictures
+from mask2iv_ros.augmentation.looks import Look, Looks, Pictures
 from mask2iv_ros.augmentation.same_motion import SameMotion
+from mask2iv_ros.augmentation.worker import Measure, Method
 from mask2iv_ros.weights import default_model_path, hash_weights, unpack
 
 #: What `Looks` can change.
-CHANGES = ('object', 'background', 'light', 'distractors')
+CHANGES = tuple(part.name for part in fields(Look))
 
 
 def build_method(args: argparse.Namespace) -> tuple[Method, Measure | None]:

@@ -1,0 +1,69 @@
+"""Who makes the episodes of an augmentation: a worker in this process, or several on a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mask2iv_ros.augmentation.worker import Outcome, Worker, part_name
+
+#: Times that an episode is tried on Ray whose worker died.
+RAY_RETRIES = 2
+
+
+def run_here(worker: Worker, tasks: dict[int, list[int]], _: int | None) -> Iterator[Outcome | None]:
+    """Outcomes; before them None, when all is loaded."""
+    worker.ready()
+    yield
+    for episode, variants in tasks.items():
+        yield from worker.run(episode, variants)
+
+
+def run_on_ray(worker: Worker, tasks: dict[int, list[int]], workers: int | None) -> Iterator[Outcome | None]:
+    """As `run_here`. Actors hold the model, episodes are tasks; Ray restarts and retries what died."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("--executor ray needs Ray: pip install 'mask2iv-ros[ray]'") from error
+
+    owned = not ray.is_initialized()
+    if owned:
+        ray.init(log_to_driver=False, logging_level='warning', include_dashboard=False)
+    try:
+        gpus = int(ray.cluster_resources().get('GPU', 0))
+        count = workers or gpus or int(ray.cluster_resources()['CPU'])
+        actor = ray.remote(Worker).options(
+            num_cpus=1, num_gpus=min(1, gpus / count), max_restarts=-1, max_task_retries=RAY_RETRIES
+        )
+        arguments = (worker.job, worker.parts, worker.form, worker.names, worker.thresholds, worker.build)
+        idle = [actor.remote(*arguments) for _ in range(min(count, len(tasks)))]
+        ray.get([each.ready.remote() for each in idle])
+        yield
+        waiting, running = list(tasks.items())[::-1], {}
+        while waiting or running:
+            while waiting and idle:
+                episode, variants = waiting.pop()
+                each = idle.pop()
+                running[each.run_all.remote(episode, variants)] = each, episode, variants
+            (reference,), _ = ray.wait(list(running), num_returns=1)
+            each, episode, variants = running.pop(reference)
+            try:
+                outcomes = ray.get(reference)
+            except ray.exceptions.RayError as error:
+                message = str(error).strip().split('\n')[0]
+                outcomes = [
+                    Outcome(
+                        episode,
+                        variant,
+                        'failed',
+                        f'{part_name(episode, variant)}: its worker died: {message}',
+                    )
+                    for variant in variants
+                ]
+            idle.append(each)
+            yield from outcomes
+    finally:
+        if owned:
+            ray.shutdown()
+
+
+EXECUTORS = {'local': run_here, 'ray': run_on_ray}

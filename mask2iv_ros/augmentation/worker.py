@@ -1,0 +1,271 @@
+"""One job of `mask2iv augment`, and the worker that makes its episodes, one part of the result each."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mask2iv_ros.augmentation import output
+from mask2iv_ros.clip import InteractionClip
+from mask2iv_ros.data.episodes import open_dataset
+from mask2iv_ros.data.transfer import set_rate
+
+#: Makes an episode of one: {camera: clip} and a seed, which alone decides what is drawn -> {camera: clip}.
+Method = Callable[[Mapping[str, InteractionClip], int], dict[str, InteractionClip]]
+#: Measures an episode for the gates: source by camera, made by camera, and as the keyword `others` a list of
+#: what was kept of the variants before it, as read back -> values by gate; nan where nothing is to measure.
+Measure = Callable[..., dict[str, float]]
+#: Loads what a worker needs; must be picklable for Ray.
+Build = Callable[[], tuple[Method, Measure | None]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What decides the result of a job; another one cannot continue it.
+
+    Attributes:
+        source: the dataset to augment; never written to.
+        mode: 'same_motion' or 'new_motion', as the method has it.
+        variants: generated episodes for each recorded one.
+        seed: of all draws, with the numbers of episode and variant.
+        cameras: to generate; None for all that have masks.
+        other_cameras: what becomes of the rest: 'keep' (pictures as recorded), 'drop', or None, which refuses
+            a source that has such.
+        drop: names of features, with wildcards, that the output does without.
+        include_source: whether each recorded episode comes before its variants.
+        hold_out: this fraction of each task's episodes, the last ones, gets no variants; with
+            `include_source` they are the last of the output.
+        method: what else is known of the method (model, hash of its weights, edits), for provenance.
+        license: of the output, as an identifier of the Hugging Face Hub; None where unknown.
+        options: of `open_dataset`.
+    """
+
+    source: str
+    mode: str = 'same_motion'
+    variants: int = 1
+    seed: int = 0
+    cameras: tuple[str, ...] | None = None
+    other_cameras: str | None = None
+    drop: tuple[str, ...] = ()
+    include_source: bool = False
+    hold_out: float = 0.0
+    method: dict = field(default_factory=dict)
+    license: str | None = None
+    options: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.variants < 1:
+            raise ValueError(f'variants: expected at least 1, got {self.variants}')
+        if not 0 <= self.hold_out < 1:
+            raise ValueError(f'hold_out: expected a fraction from 0 to below 1, got {self.hold_out}')
+        if self.mode == 'new_motion' and self.other_cameras == 'keep':
+            raise ValueError('other cameras cannot be kept as recorded: they would show another motion')
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one variant of one episode (variant 0: as recorded).
+
+    `kind` is 'kept', 'rejected' (by a gate) or 'failed'; `passing` tells a failure of the machine, which may
+    be gone at the next try, from one of the episode.
+    """
+
+    episode: int
+    variant: int
+    kind: str
+    reason: str = ''
+    passing: bool = False
+    full_disk: bool = False
+
+
+@dataclass
+class Worker:
+    """Makes parts; owns the model and an open source.
+
+    Attributes:
+        names: of the source's cameras: 'generated' and 'recorded'.
+    """
+
+    job: Job
+    parts: Path
+    form: output.OutputFormat
+    names: dict[str, list[str]]
+    thresholds: object | None
+    build: Build
+
+    def __post_init__(self):
+        self.reader = open_dataset(self.job.source, **self.job.options)
+        self.reader.with_depth = bool(self.form.depth_keys)
+        self.method, self.measure = None, None
+
+    def ready(self) -> None:
+        """Load the model."""
+        if self.method is None:
+            self.method, self.measure = self.build()
+            if self.thresholds is not None and self.measure is None:
+                raise ValueError('expected something that measures, because there are thresholds; got none')
+
+    def run(self, episode: int, variants: Iterable[int]) -> Iterator[Outcome]:
+        """Make variants of an episode, each as it is finished; errors of an episode are outcomes too."""
+        self.ready()
+        views, others = None, {}
+        for variant in variants:
+            try:
+                if (self.parts / part_name(episode, variant)).is_dir():  # by a worker that died afterwards
+                    yield Outcome(episode, variant, 'kept')
+                    continue
+                if views is None:
+                    views = self._read(episode)
+                yield self._make(views, others, episode, variant)
+            except Exception as error:
+                yield failed(error, episode, variant)
+
+    def run_all(self, episode: int, variants: Iterable[int]) -> list[Outcome]:
+        """`run` for callers that cannot wait for one at a time."""
+        return list(self.run(episode, variants))
+
+    def _read(self, episode: int) -> dict[str, InteractionClip]:
+        views = {}
+        for camera in (*self.names['generated'], *self.names['recorded']):
+            views[camera] = self.reader.read(episode, camera=camera)
+            set_rate(views[camera], self.form.fps)
+            if earlier := views[camera].source.pop('augmentation', None):  # the source was made like this
+                views[camera].source['earlier_augmentation'] = earlier
+        return views
+
+    def _kept_before(self, others: dict[int, dict], episode: int, variant: int) -> list[dict]:
+        """Variants with lower numbers that passed: decoded, so that a continued job measures the same."""
+        for earlier in range(1, variant):
+            part = self.parts / part_name(episode, earlier)
+            if earlier not in others and part.is_dir():
+                with output.tables_cached_in(self.parts / f'.{part.name}.{uuid.uuid4().hex}'):
+                    made = open_dataset(part)
+                    others[earlier] = {name: made.read(0, camera=name) for name in self.names['generated']}
+        return [others[earlier] for earlier in sorted(others)]
+
+    def _make(self, views: dict, others: dict[int, dict], episode: int, variant: int) -> Outcome:
+        name = self.reader.episode(episode).name
+        dataset = Path(self.job.source).name
+        record = {
+            'source_dataset': dataset,
+            'source_episode': episode,
+            'source_name': name,
+            'split_group': f'{dataset}/{episode}',
+            'mode': self.job.mode if variant else output.AS_RECORDED,
+            'variant': variant,
+        }
+        made = dict(views)
+        failures = []
+        if variant:
+            seed = draw_seed(self.job.seed, episode, variant)
+            source = {camera: views[camera] for camera in self.names['generated']}
+            generated = _with_less_memory(self.method, source, seed)
+            if set(generated) != set(source):
+                raise ValueError(f'expected the cameras {", ".join(source)}, got {", ".join(generated)}')
+            record |= {'seed': seed, **self.job.method}
+            record['draws'] = {camera: clip.source.get('augmentation') for camera, clip in generated.items()}
+            if self.measure is not None:
+                kept = self._kept_before(others, episode, variant)
+                values = self.measure(source, generated, others=kept)
+                record['gates'] = {key: None if math.isnan(v) else float(v) for key, v in values.items()}
+                failures = self.thresholds.failures(values) if self.thresholds else []
+            made |= generated
+        if failures:
+            write_json(self.parts / f'{part_name(episode, variant)}.json', {**record, 'failures': failures})
+            return Outcome(episode, variant, 'rejected', ', '.join(failures))
+        columns = {}
+        if not variant or self.job.mode == 'same_motion':
+            columns = output.recorded_columns(self.reader, episode, self.form)
+        for camera, clip in made.items():
+            made[camera] = _with_source(clip, {**views[camera].source, 'augmentation': record})
+        self._write(made, columns, record, part_name(episode, variant))
+        return Outcome(episode, variant, 'kept')
+
+    def _write(self, views: dict, columns: dict, record: dict, name: str) -> None:
+        staging = self.parts / f'.{name}.{uuid.uuid4().hex}'
+        output.write_episode(staging, self.form, views, columns, record)
+        try:
+            staging.rename(self.parts / name)
+        except OSError:  # a worker that was thought dead was faster
+            shutil.rmtree(staging)
+            if not (self.parts / name).is_dir():
+                raise
+
+
+def draw_seed(seed: int, episode: int, variant: int) -> int:
+    """The seed of one generated episode: independent of all others, and of who makes it and when."""
+    return int(np.random.SeedSequence([seed, episode, variant]).generate_state(1)[0])
+
+
+def part_name(episode: int, variant: int) -> str:
+    """Name of a part in `OUT.parts`."""
+    return f'episode_{episode:06d}_variant_{variant:03d}'
+
+
+def _with_less_memory(method: Method, views: Mapping[str, InteractionClip], seed: int):
+    """Call a method; where memory runs out, once more with all freed, and with half its `batch_size`."""
+    try:
+        return method(views, seed)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+    import torch
+
+    if getattr(method, 'batch_size', 1) > 1:
+        method.batch_size //= 2
+    gc.collect()
+    torch.cuda.empty_cache()
+    try:
+        return method(views, seed)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        frames = next(iter(views.values())).frames.shape
+        raise MemoryError(
+            f'out of memory, twice, with an episode of {len(views)} x {frames} pixels'
+        ) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def failed(error: Exception, episode: int, variant: int) -> Outcome:
+    known = isinstance(error, (ValueError, OSError, MemoryError))
+    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    return Outcome(
+        episode,
+        variant,
+        'failed',
+        f'{part_name(episode, variant)}: {error if known else repr(error)}',
+        passing=isinstance(error, (OSError, MemoryError)),
+        full_disk=full,
+    )
+
+
+def _with_source(clip: InteractionClip, source: dict) -> InteractionClip:
+    clip = copy(clip)
+    clip.source = source
+    return clip
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
+    temporary.write_text(json.dumps(content, indent=2) + '\n')
+    os.replace(temporary, path)
