@@ -22,7 +22,7 @@ SHAPES = ('ball', 'box', 'cylinder')
 #: Luminance of linear-light RGB is close enough to this of gamma-coded values (Rec. 601).
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 #: Chance that a paint is a palette, and how many colours it has.
-PALETTE_CHANCE, PALETTE_SIZE = 0.6, 6
+PALETTE_CHANCE, PALETTE_SIZE = 0.8, 6
 #: Standard deviation of each weight of a palette's direction about those of luminance.
 DIRECTION_SPREAD = 0.6
 #: Places that are tried for a thing before it is left out.
@@ -333,8 +333,8 @@ class Looks:
     object: float = 0.7
     background: float = 0.8
     light: float = 0.8
-    texture: float = 0.5
-    distractors: int = 3
+    texture: float = 0.25
+    distractors: int = 2
 
     CHANCES: ClassVar = ('object', 'background', 'light', 'texture')
 
