@@ -50,7 +50,7 @@ class TestDamage:
             assert set(np.unique(damaged)) <= {0, 1, 2}
         np.testing.assert_array_equal(LABELS, before)
 
-    @pytest.mark.parametrize('name', set(DAMAGES) - {'dilate_erode'})
+    @pytest.mark.parametrize('name', sorted(set(DAMAGES) - {'dilate_erode'}))
     def test_the_observed_frame_is_not_damaged_but_others_are(self, name):
         damaged = [DAMAGES[name](LABELS, np.random.default_rng(seed)) for seed in SEEDS]
         assert all((clip[0] == LABELS[0]).all() for clip in damaged)

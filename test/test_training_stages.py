@@ -537,7 +537,7 @@ class TestConfigurations:
         pairs = {f'{name}_{stage}' for name in sets for stage in ('trajectory', 'video')}
         assert pairs | BASELINES | {'metaworld_goal_trajectory'} == set(STAGE_CONFIGS)
 
-    @pytest.mark.parametrize('name', BASELINES)
+    @pytest.mark.parametrize('name', sorted(BASELINES))
     def test_baselines_differ_from_the_papers_recipe_in_masks_damage_and_loss(self, name):
         baseline, paper = (
             yaml.safe_load((CONFIGS / f'{n}.yaml').read_text()) for n in (name, 'metaworld_video')
