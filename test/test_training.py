@@ -447,6 +447,7 @@ def test_trained_model_is_small_safetensors_and_generates(run):
     ('change', 'message'),
     [
         ({'batchsize': 3}, r"autoencoder: .* unexpected keyword argument 'batchsize'"),
+        ({'keep_latents': 0.5}, 'keep_latents: there is no model'),
         ({'batch_size': 1}, 'batch_size: expected a whole number of at least 3, got 1'),
         ({'model': {'patchsize': 4}}, r"autoencoder: model: .* unexpected keyword argument 'patchsize'"),
         ({'schedule': {'steps': '100', 'learning_rate': 1}}, "steps: expected a whole .* got '100'"),

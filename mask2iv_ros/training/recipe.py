@@ -141,6 +141,8 @@ class Recipe:
             raise ValueError(
                 f'{config}: autoencoder: the model goes on from that of {init}; leave `model` out'
             )
+        if not init and (self.config['autoencoder'] or {}).get('keep_latents'):
+            raise ValueError(f'{config}: autoencoder: keep_latents: there is no model (--init) whose to keep')
         if ('unet' in self.config) != ('image_projector' in self.config):
             raise ValueError(f'{config}: expected unet and image_projector, or neither')
         short_side = self.config.get('short_side', 1)
