@@ -143,7 +143,6 @@ def train_autoencoder(
         trained.load_state_dict(state)
         if is_new:
             _set_scale(trained.vae, [batch(trainer.generator(10**9 + i))[0] for i in range(8)])
-        trained.vae.register_to_config(_name_or_path='')  # else it remembers where it came from
         trained.vae.save_pretrained(folder / 'vae')
     trainer.accelerator.wait_for_everyone()
     return done

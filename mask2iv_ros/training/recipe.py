@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate import PartialState
-from diffusers import ConfigMixin
+from diffusers import AutoencoderKL, ConfigMixin
 
 from mask2iv_ros.data.episodes import TEST_PERIOD, EpisodeReader, open_dataset
 from mask2iv_ros.models.autoencoder import PatchAutoencoderKL
@@ -304,14 +305,20 @@ class Recipe:
                 'text_encoder': PackagedTextEncoder(),
             }
         if 'autoencoder' in self.parts:
-            folder = self.folder / 'autoencoder' / 'vae'
-            if not folder.is_dir():
-                raise FileNotFoundError(f'{folder}: train the autoencoder first')
-            vae_class = type(frozen['vae']) if self.init else PatchAutoencoderKL
-            frozen['vae'] = vae_class.from_pretrained(folder, use_safetensors=True).eval()
+            frozen['vae'] = self._trained_vae()
         return STAGES[stage].pipeline(
             **frozen, **networks, num_frames=self.config['num_frames'], **self._sampling
         )
+
+    def _trained_vae(self) -> AutoencoderKL:
+        folder = self.folder / 'autoencoder' / 'vae'
+        if not folder.is_dir():
+            raise FileNotFoundError(f'{folder}: train the autoencoder first')
+        vae_class = PatchAutoencoderKL
+        if self.init:
+            library, name = self._index['vae']
+            vae_class = getattr(importlib.import_module(library), name)
+        return vae_class.from_pretrained(folder, use_safetensors=True).eval()
 
     @property
     def _whole(self) -> Mask2IVPipeline:
@@ -399,7 +406,7 @@ class Recipe:
     def _extend_init(self, folder: Path) -> None:
         shutil.copytree(self.init, folder)
         if 'autoencoder' in self.parts:
-            vae = type(self._whole.vae).from_pretrained(self.folder / 'autoencoder' / 'vae')
+            vae = self._trained_vae()
             vae.register_to_config(_name_or_path='')
             shutil.rmtree(folder / 'vae')
             vae.half().save_pretrained(folder / 'vae')
