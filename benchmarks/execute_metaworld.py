@@ -8,13 +8,14 @@ current state: the bound), `trajectory` (stage 1 of a model, masks only), `video
 optical flow of the video of both stages), `one_stage` (the same for a model of one stage, which draws a video
 without masks: give it with `--model`), `random` (take the object, go to a random place: the floor). All are
 executed by `mask2iv_ros.planning.rollout`, which sees camera, masks of the current frame, depth, calibration
-and the hand's position, and which has no rule that knows a task. Before a camera's first episode the arm
-moves about in front of it, in a scene that is none of the 11 tasks, and the robot learns what it looks like
-(`ArmAppearance`): `--poses` of them, kept in OUT.
+and the hand's position, and which has no rule that knows a task. A model draws `--samples` plans at a time;
+the one whose hand comes nearest to the object is executed (`planning.execution.choose_plan`). Before a
+camera's first episode the arm moves about in front of it, in a scene that is none of the 11 tasks, and the
+robot learns what it looks like (`ArmAppearance`): `--poses` of them, kept in OUT.
 
 OUT/ROW.jsonl has a line an episode: success, steps, what was planned, and the cause of a failure, which is
-told from the simulator's state, as nothing that is executed is; of a model also its folder and denoising
-steps, and a run with other ones needs another OUT. A hand or an object that the expert itself
+told from the simulator's state, as nothing that is executed is; of a model also its folder, denoising steps
+and samples, and a run with other ones needs another OUT. A hand or an object that the expert itself
 does not bring to success is counted as a failure like any other; `expert` says so.
 """
 
@@ -51,7 +52,7 @@ ROWS = ('oracle', *MODEL_ROWS, 'random')
 PUBLISHED = {'AVDC': 43.1, 'BC-Scratch': 16.2, 'BC-R3M': 15.4, 'UniPi': 6.1}
 LIFTED, MOVED = 0.03, 0.01  #: metres, for causes of failure
 RESULTS = Path(__file__).parent / 'results' / 'execute_metaworld'
-STEPS = 4  #: of the model's denoising, if nothing else is said
+STEPS, SAMPLES = 4, 6  #: of the model's denoising; plans to choose from, if nothing else is said
 VIDEO_EVERY = 5  #: control steps between two frames
 
 
@@ -95,10 +96,10 @@ def _pipeline(model: str):
     return load_pipeline(model)
 
 
-def planner(row: str, scene: ExecutionScene, model: str, num_inference_steps: int):
-    """From an observation to (T, H, W) label images, or None."""
+def planner(row: str, scene: ExecutionScene, model: str, num_inference_steps: int, samples: int):
+    """From an observation to plans to choose from, (T, H, W) label images each."""
     if row == 'oracle':
-        return lambda _observation: scene.expert_plan()
+        return lambda _observation: [scene.expert_plan()]
     from mask2iv_ros.planning.generate import generate_plans
     from mask2iv_ros.planning.request import GenerationRequest, InvalidRequest
 
@@ -107,14 +108,15 @@ def planner(row: str, scene: ExecutionScene, model: str, num_inference_steps: in
 
         pipeline = _pipeline(model)
         framing = Framing(observation.labels.shape, tuple(pipeline.config.sample_size))
-        (frames,) = pipeline.video(
-            framing.fit_frames(observation.frame)[None],
+        videos = pipeline.video(
+            framing.fit_frames(observation.frame)[None].repeat(samples, 0),
             None,
             scene.text,
             num_inference_steps=num_inference_steps,
-            generator=torch.Generator().manual_seed(scene.steps),
+            generator=[torch.Generator().manual_seed(scene.steps + i) for i in range(samples)],
         ).frames
-        return framing.restore_labels(follow_labels(frames, framing.fit_labels(observation.labels)))
+        labels = framing.fit_labels(observation.labels)
+        return [framing.restore_labels(follow_labels(frames, labels)) for frames in videos]
 
     def plan(observation):
         request = GenerationRequest(
@@ -123,19 +125,24 @@ def planner(row: str, scene: ExecutionScene, model: str, num_inference_steps: in
             observation.labels == lb.ACTOR,
             scene.text,
             seed=scene.steps,
+            num_samples=samples,
             num_inference_steps=num_inference_steps,
             trajectory_only=row == 'trajectory',
         )
         try:
-            best = generate_plans(_pipeline(model), request)[0]
+            plans = generate_plans(_pipeline(model), request)
         except InvalidRequest:  # too few pixels for the model
-            return None
-        return best.labels if row == 'trajectory' else follow_labels(best.frames, observation.labels)
+            return []
+        if row == 'trajectory':
+            return [plan.labels for plan in plans]
+        return [follow_labels(plan.frames, observation.labels) for plan in plans]
 
     return plan_in_one_stage if row == 'one_stage' else plan
 
 
-def play(out: Path, row: str, task: str, camera: str, seed: int, model: str, steps: int, video: bool) -> dict:
+def play(
+    out: Path, row: str, task: str, camera: str, seed: int, model: str, steps: int, samples: int, video: bool
+) -> dict:
     """One episode: its line in OUT/ROW.jsonl."""
     begin = time.perf_counter()
     scene = _scene(task, camera)
@@ -145,7 +152,7 @@ def play(out: Path, row: str, task: str, camera: str, seed: int, model: str, ste
     if row == 'random':
         policy = Random(np.random.default_rng(seed))
     else:
-        make = planner(row, scene, model, steps)
+        make = planner(row, scene, model, steps, samples)
         policy = Planned(make, _arm(out / f'arm_{camera}.npz'), colour=row != 'oracle')
     seen = {'touched': False, 'highest': start[2]}
     frames = []
@@ -175,7 +182,7 @@ def play(out: Path, row: str, task: str, camera: str, seed: int, model: str, ste
         'seconds': round(time.perf_counter() - begin, 2),
     }
     if row in MODEL_ROWS:
-        line |= model_used(model, steps)
+        line |= model_used(model, steps, samples)
     if frames:
         name = f'{row}_{task}_{camera}_{seed}_{"solved" if rollout.success else "failed"}.mp4'
         (out / 'videos').mkdir(exist_ok=True)
@@ -196,7 +203,7 @@ def run(args) -> None:
     out.mkdir(parents=True, exist_ok=True)
     lines = read_lines(out / f'{row}.jsonl')
     if row in MODEL_ROWS:
-        refuse_another_model(lines, model_used(args.model, args.steps))
+        refuse_another_model(lines, model_used(args.model, args.steps, args.samples))
     for camera in args.cameras:
         path = out / f'arm_{camera}.npz'
         if row != 'random' and not path.exists():
@@ -214,7 +221,7 @@ def run(args) -> None:
         for camera in args.cameras
         if (task, camera, seed) not in done
     ]
-    options = [(out, row, *job, args.model, args.steps, job[2] < args.videos) for job in jobs]
+    options = [(out, row, *job, args.model, args.steps, args.samples, job[2] < args.videos) for job in jobs]
     drop_cut_off_line(out / f'{row}.jsonl')
     with (out / f'{row}.jsonl').open('a') as file, tqdm(total=len(jobs), desc=row, unit='episode') as bar:
 
@@ -233,18 +240,20 @@ def run(args) -> None:
                 keep(line)
 
 
-def model_used(model: str, steps: int) -> dict:
+def model_used(model: str, steps: int, samples: int) -> dict:
     """What a line of `MODEL_ROWS` says of its model; '' is the embedded one."""
-    return {'model': str(Path(model).expanduser().resolve()) if model else '', 'denoising_steps': steps}
+    folder = str(Path(model).expanduser().resolve()) if model else ''
+    return {'model': folder, 'denoising_steps': steps, 'samples': samples}
 
 
 def refuse_another_model(lines: list[dict], wanted: dict) -> None:
     """Raise ValueError if some of the lines are of another model; lines that say none are of the default."""
     for line in lines:
-        there = {key: line.get(key, value) for key, value in model_used('', STEPS).items()}
+        there = {key: line.get(key, value) for key, value in model_used('', STEPS, 1).items()}
         if there != wanted:
             said, asked = (
-                f'{used["model"] or "the embedded model"} with {used["denoising_steps"]} steps'
+                f'{used["model"] or "the embedded model"} with {used["denoising_steps"]} steps and '
+                f'{used["samples"]} samples'
                 for used in (there, wanted)
             )
             raise ValueError(f'OUT has episodes of {said}, asked for is {asked}: give another OUT')
@@ -367,6 +376,7 @@ def main() -> None:
     )
     parser.add_argument('--model', default='', help='folder of a model; the embedded one if left out')
     parser.add_argument('--steps', type=int, default=STEPS, help='denoising steps of the model')
+    parser.add_argument('--samples', type=int, default=SAMPLES, help='plans of the model to choose from')
     parser.add_argument('--results', type=Path, default=RESULTS, help='result files, without their ending')
     args = parser.parse_args()
     if not args.row and not args.table:

@@ -128,28 +128,31 @@ class TopicRobot:
             self._executor.spin_once(timeout_sec=0.1)
 
 
-def service_planner(client: InteractionClient, task: str) -> Callable[[Observation], np.ndarray | None]:
-    """From an observation to the (T, H, W) label images of the node's best plan, or None."""
+def service_planner(
+    client: InteractionClient, task: str, samples: int = 1
+) -> Callable[[Observation], list[np.ndarray]]:
+    """From an observation to the (T, H, W) label images of the node's plans; none if it refuses to plan."""
 
     seeds = itertools.count(1)  # another plan for a scene that has not changed
 
-    def plan(observation: Observation) -> np.ndarray | None:
+    def plan(observation: Observation) -> list[np.ndarray]:
         try:
             received = client.generate(
                 image=observation.frame,
                 object_mask=observation.labels == lb.OBJECT,
                 actor_mask=observation.labels == lb.ACTOR,
                 task=task,
-                seed=next(seeds),
+                seed=samples * next(seeds),
+                num_samples=samples,
                 trajectory_only=True,
             )
         except InteractionError as error:
             if error.name not in ('EMPTY_MASK', 'CHECKS_FAILED'):
                 raise
             print(f'no plan: {error}')
-            return None
+            return []
         print(f'{received}, {received.message.trajectory_time:.1f} s')
-        return received.labels
+        return [plan.labels for plan in (received, *received.alternatives)]
 
     return plan
 
@@ -170,6 +173,12 @@ def main(arguments: list[str] | None = None) -> int:
         help='how the arm looks to this camera: arm_CAMERA.npz of benchmarks/execute_metaworld.py; without '
         'it only the motion of the object is used',
     )
+    parser.add_argument(
+        '--samples',
+        type=int,
+        default=6,
+        help='plans of the node to choose from: the one whose hand comes nearest to the object; with --arm',
+    )
     options = parser.parse_args(arguments)
     arm = ArmAppearance.load(options.arm) if options.arm else None
     use_large_shared_memory()
@@ -178,7 +187,8 @@ def main(arguments: list[str] | None = None) -> int:
         with InteractionClient(options.node) as client:
             client.wait_until_ready()
             robot = TopicRobot(rclpy.create_node('execute_plans'))
-            policy = Planned(service_planner(client, options.task), arm, colour=True)
+            samples = options.samples if arm else 1  # without the arm's look nothing tells them apart
+            policy = Planned(service_planner(client, options.task, samples), arm, colour=True)
             rollout = execute(robot, policy, options.steps)
             robot.observe()  # until then the last step's success has come
             solved = robot.success

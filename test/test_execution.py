@@ -21,6 +21,7 @@ from mask2iv_ros.planning.execution import (
     HandMotion,
     Observation,
     Waypoint,
+    choose_plan,
     plan_hand_motion,
     random_hand_motion,
 )
@@ -277,14 +278,30 @@ def test_a_hand_that_trembles_is_stuck_later():
 def test_a_stuck_hand_plans_again_at_most_five_times(arm):
     cart = Cart(blocked=True)
     labels = plan(*LIFT, carried_from=2)
-    rollout = execute(cart, Planned(lambda _seen: labels, arm), max_steps=150)
+    rollout = execute(cart, Planned(lambda _seen: [labels], arm), max_steps=150)
     assert (rollout.success, rollout.steps) == (False, 150)
     assert len(rollout.motions) == cart.looked == 1 + MAX_REPLANS == 6
     assert rollout.started[1] == STUCK_STEPS + 1
 
 
+def test_the_plan_is_chosen_whose_hand_meets_the_object_in_space(arm):
+    """Along the camera's ray the hand covers the same pixels of the box, and touches in the picture alone."""
+    seen = observe(START, BOX)
+    ray = CAMERA.cam_to_world[:3, 3] - GRASP
+    before = GRASP + 0.12 * ray / np.linalg.norm(ray)
+    apart = np.add(GRASP, (-0.25, 0.1, 0.1))
+    plans = [plan(START, before, before), plan(START, apart, apart), plan(*LIFT, carried_from=2)]
+    assert choose_plan(seen, plans, arm) == 2
+    assert choose_plan(seen, plans[::-1], arm) == 0
+    assert choose_plan(seen, plans[:2], arm) == 0  # one that does not even touch in the picture is worse
+    assert choose_plan(seen, plans, None) == 0  # nothing tells them apart
+    policy = Planned(lambda _seen: plans, arm)
+    assert policy(seen, holding=False).kind == 'grasp'
+    np.testing.assert_array_equal(policy.labels, plans[2])
+
+
 def test_without_a_plan_the_hand_goes_up_to_look_again(arm):
-    rollout = execute(Cart(), Planned(lambda _seen: None, arm), max_steps=20)
+    rollout = execute(Cart(), Planned(lambda _seen: [], arm), max_steps=20)
     assert [(motion.kind, motion.reason) for motion in rollout.motions] == [('none', 'there is no plan')]
     assert rollout.motions[0].waypoints[0].position[2] == GRIPPER.reach_high[2]
 
@@ -328,7 +345,7 @@ def rows(benchmark, tmp_path_factory) -> Path:
 
 def arguments(out, row, episodes=1):
     options = {'tasks': ['handle-press'], 'cameras': ['corner2'], 'processes': 1, 'videos': 0}
-    options |= {'first': 0, 'poses': 100, 'model': '', 'steps': 4}
+    options |= {'first': 0, 'poses': 100, 'model': '', 'steps': 4, 'samples': 1}
     return argparse.Namespace(out=out, row=row, episodes=episodes, **options)
 
 
@@ -355,15 +372,19 @@ def test_episodes_of_another_model_are_refused(benchmark, tmp_path):
     file = tmp_path / 'trajectory.jsonl'
     (tmp_path / 'arm_corner2.npz').touch()
     args = arguments(tmp_path, 'trajectory')
-    for line in (kept, kept | benchmark.model_used('', 4)):  # a line without a model is of the embedded one
+    # a line that says nothing is of one sample of the embedded model
+    for line in (kept, kept | benchmark.model_used('', 4, 1)):
         file.write_text(json.dumps(line) + '\n')
-        args.model, args.steps = '', 4
+        args.model, args.steps, args.samples = '', 4, 1
         benchmark.run(args)
         args.model = 'B'
-        with pytest.raises(ValueError, match=r'embedded model with 4 steps, asked for is /[^ ]+/B with 4'):
+        with pytest.raises(ValueError, match=r'embedded model with 4 steps .* asked for is /[^ ]+/B with 4'):
             benchmark.run(args)
         args.model, args.steps = '', 5
         with pytest.raises(ValueError, match='with 5 steps'):
+            benchmark.run(args)
+        args.steps, args.samples = 4, 6
+        with pytest.raises(ValueError, match=r'4 steps and 1 samples, asked for is .* 6 samples'):
             benchmark.run(args)
 
 

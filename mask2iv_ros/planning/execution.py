@@ -10,6 +10,7 @@ Lengths are metres, positions are in the world frame of `Camera.cam_to_world`, z
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ UP = np.array((0.0, 0.0, 1.0))
 
 LIFTED = 0.04  #: an object that rises more has been grasped; AVDC takes 0.1 of a step
 ARM_SEEN = 0.5  #: share of the frames in which the arm must be recognised for its way to be followed
+AFTER_CONTACT = 2  #: frames after the first contact in the image in which the hand may meet the object
 LIFTED_PATH, BEHIND = 0.1, 0.08  #: AVDC's, where the arm is not recognised: grasp threshold, start of a push
 STILL = 0.01  #: less is no motion
 GRASP_DEPTH = 0.025  #: how far below the top of the object the finger tips close, if there is room
@@ -133,7 +135,7 @@ def plan_hand_motion(
     if not len(cloud):
         return HandMotion('none', [], 'no depth on the object')
     located = None if arm is None else arm.locate(labels)
-    if located is None or np.isfinite(located[1:, 0]).mean() < ARM_SEEN:
+    if located is None or not _is_seen(located):
         return _without_arm(view, observation, labels, cloud, motion, gripper, holding)
     hands = hand_path(located, observation.hand)
     held = np.flatnonzero(motion.phases == INTERACT)
@@ -152,6 +154,48 @@ def plan_hand_motion(
         if np.linalg.norm(expected - seen) < CARRIED * np.linalg.norm(expected):
             return _grasp(cloud, hands, low, moves, gripper)
     return _push(hands, motion, gripper)
+
+
+def choose_plan(
+    observation: Observation,
+    plans: Sequence[np.ndarray],
+    arm: ArmAppearance | None,
+    gripper: Gripper = SAWYER,
+) -> int:
+    """Index of the plan whose finger tips come nearest to the object in space, around the frame of contact.
+
+    In the image any hand in front of the object seems to touch it. The depth image and the arm's look tell
+    which plan would: a model that misses with most of its samples may still hit with one.
+
+    Args:
+        plans: label images (T, H, W), as `plan_hand_motion` takes them, best first.
+        arm: None: the first plan, as nothing tells them apart.
+    """
+    if arm is None or len(plans) == 1:
+        return 0
+    view = _View(observation.camera)
+    cloud = view.cloud(observation.depth, lb.object_mask(observation.labels))
+    if not len(cloud):
+        return 0
+    misses = [_miss(cloud, labels, observation.hand, arm, gripper) for labels in plans]
+    return int(np.argmin(misses))
+
+
+def _miss(
+    cloud: np.ndarray, labels: np.ndarray, hand: np.ndarray, arm: ArmAppearance, gripper: Gripper
+) -> float:
+    """Metres from finger tips to object where they touch in the image; infinite if they do not, or unseen."""
+    motion, located = mask_motion(labels), arm.locate(labels)
+    if motion.contact_frame is None or not _is_seen(located):
+        return np.inf
+    around = slice(max(motion.contact_frame - 1, 0), motion.contact_frame + AFTER_CONTACT + 1)
+    tips = hand_path(located, hand)[around] + gripper.tip
+    return float(np.linalg.norm(cloud[None] - tips[:, None], axis=2).min())
+
+
+def _is_seen(located: np.ndarray) -> bool:
+    """Whether the arm is recognised in enough frames for its way to be followed."""
+    return np.isfinite(located[1:, 0]).mean() >= ARM_SEEN
 
 
 def _rise(hands: np.ndarray) -> tuple[int, int]:

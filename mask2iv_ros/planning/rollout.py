@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from mask2iv_ros.planning.execution import (
     HandMotion,
     Observation,
     Waypoint,
+    choose_plan,
     plan_hand_motion,
     random_hand_motion,
 )
@@ -42,23 +43,25 @@ class Planned:
     """Hand motions from plans in masks.
 
     Attributes:
-        planner: from an observation to (T, H, W) label images whose first is `observation.labels`; None
-            where there is no plan.
+        planner: from an observation to plans to choose from, best first: (T, H, W) label images whose first
+            is `observation.labels`. Empty where there is no plan.
         arm: how the robot looks to the camera; None if it has not learned that.
         colour: the planner needs `Observation.frame`.
         labels: the newest plan.
     """
 
-    planner: Callable[[Observation], np.ndarray | None]
+    planner: Callable[[Observation], Sequence[np.ndarray]]
     arm: ArmAppearance | None
     gripper: Gripper = SAWYER
     colour: bool = False
     labels: np.ndarray | None = None
 
     def __call__(self, observation: Observation, holding: bool) -> HandMotion:
-        self.labels = self.planner(observation)
-        if self.labels is None:
+        plans = self.planner(observation)
+        if not len(plans):
+            self.labels = None
             return HandMotion('none', [], 'there is no plan')
+        self.labels = plans[choose_plan(observation, plans, self.arm, self.gripper)]
         return plan_hand_motion(observation, self.labels, self.arm, self.gripper, holding)
 
 
