@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 
@@ -14,7 +15,9 @@ from mask2iv_ros.augmentation.looks import (
     Looks,
     Pictures,
     Surface,
+    find_materials,
 )
+from mask2iv_ros.labels import dilate
 
 RED = ((2.0, 0.6, 0.6), (2.0, 0.6, 0.6))
 BLUE = ((0.4, 0.8, 3.0), (0.4, 0.8, 3.0))
@@ -64,10 +67,26 @@ def test_chances_of_zero_leave_parts_alone():
 
 def test_paint_stays_on_its_region(scene):
     frame, labels = scene
-    assert not _changed(Look(object=Surface(RED))(frame, labels), frame)[labels != 1].any()
+    object_, actor = dilate(labels == 1, 7), dilate(labels == 2, 7)  # outlines are soft
+    changed = _changed(Look(object=Surface(RED))(frame, labels), frame)
+    assert not changed[~(object_ | actor)].any()
+    assert changed[labels == 1].mean() > 0.99
     changed = _changed(Look(background=Surface(BLUE))(frame, labels), frame)
-    assert not changed[labels != 0].any()
+    assert not changed[~dilate(labels == 0, 7)].any()
     assert changed[labels == 0].mean() > 0.99
+
+
+def test_an_outline_keeps_nothing_of_the_old_colours():
+    """Pixels that mix object and background are made of the new colours, on both sides."""
+    share = np.zeros((60, 80), np.float32)
+    share[20:40, 30:50] = 1
+    share = cv2.GaussianBlur(share, (0, 0), 1.0)[..., None]
+    frame = (share * (250, 0, 0) + (1 - share) * (100, 100, 100)).astype(np.uint8)
+    dark_blue = Surface(BLUE, (0.3, 0.3))
+    look = Look(object=dark_blue, background=dark_blue)
+    painted = look(frame, (share[..., 0] > 0.5).astype(np.uint8)).astype(int)
+    assert painted[..., 0].max() < 20  # no red is left
+    assert (painted[..., 2] >= painted[..., 0]).all()
 
 
 def test_paint_has_its_colour_and_keeps_the_shading(scene):
@@ -146,16 +165,50 @@ def test_wrong_input_is_refused(scene):
         Looks(object=1.2)
     with pytest.raises(ValueError, match='pattern: expected one of'):
         Surface(RED, pattern='plaid')
+    with pytest.raises(ValueError, match='a place for each colour, got 1, 0'):
+        Surface(RED, palette=((1.0, 1.0, 1.0),))
     with pytest.raises(ValueError, match=r'labels: expected \(96, 128\)'):
         Look()(scene[0], scene[1][:10])
 
 
-def test_a_palette_tells_alike_colours_apart_and_is_the_same_in_every_frame():
+def test_a_palette_gives_each_material_its_colour_and_the_same_in_every_frame():
     grey, brown = (120, 120, 120), (150, 110, 80)  # of one luminance
     frame = np.empty((40, 60, 3), np.uint8)
     frame[:, :30], frame[:, 30:] = grey, brown
-    surface = Surface(RED, palette=((1, 0, 0), (0, 1, 0), (0, 0, 1)), direction=(3.0, -1.0, -1.0))
-    painted = Look(background=surface).all_frames(np.stack([frame, frame]), np.zeros((2, 40, 60), np.uint8))
-    assert np.array_equal(painted[0], painted[1])
-    assert np.ptp(painted[0].reshape(-1, 3), axis=0).max() > 100
-    assert (painted[0][:, :30] == painted[0][0, 0]).all()
+    frame[20:] = frame[20:] * 0.9  # a shadow
+    later = frame.copy()
+    later[:, :10] = (200, 30, 30)  # something that was not there
+    surface = Surface(RED, palette=((0.8, 0, 0), (0, 0.4, 0)), places=((0.6, 0.4, 0.3), (0.5, 0.5, 0.5)))
+    look = Look(background=surface)
+    first, second = look.all_frames(np.stack([frame, later]), np.zeros((2, 40, 60), np.uint8)).astype(int)
+    np.testing.assert_array_equal(first[:, 16:], second[:, 16:])
+    lit, shaded = first[:18], first[22:]
+    np.testing.assert_allclose(lit[:, :28] - (0, 102, 0), 0, atol=12)
+    np.testing.assert_allclose(lit[:, 32:] - (204, 0, 0), 0, atol=12)
+    assert (shaded.sum(axis=-1) < lit.sum(axis=-1)).all()
+    assert (shaded[:, :28, 1] > 80).all()
+
+
+@pytest.mark.parametrize('count', [0, 1, 5, 3000])
+def test_materials_of_few_or_equal_pixels(count):
+    same = find_materials(np.full((count, 3), 51, np.uint8))
+    np.testing.assert_allclose(same, np.full((len(same), 3), 0.2, np.float32))
+    assert len(same) == min(count, 1)
+
+
+def test_an_object_that_comes_later_is_painted_with_a_palette(scene):
+    frame, labels = scene
+    look = Look(object=Surface(RED, palette=((0.1, 0.1, 0.9),), places=((0.5, 0.5, 0.5),)))
+    edited = look.all_frames(np.stack([frame, frame]), np.stack([np.zeros_like(labels), labels])).astype(int)
+    assert (edited[1][55:65, 25:35, 2] > edited[1][55:65, 25:35, 0] + 50).all()
+
+
+def test_materials_are_the_colours_that_pixels_lie_about():
+    colours = np.array([(20, 20, 20), (230, 40, 40), (40, 60, 220)])
+    rng = np.random.default_rng(0)
+    found = 255 * find_materials(
+        (colours[rng.integers(3, size=4000)] + rng.integers(-4, 5, (4000, 3))).astype(np.uint8)
+    )
+    distances = np.abs(found[:, None] - colours).max(axis=-1)
+    assert distances.min(axis=1).max() < 6
+    assert set(distances.argmin(axis=1)) == {0, 1, 2}

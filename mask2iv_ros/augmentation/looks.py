@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import cv2
 import numpy as np
+from scipy.cluster.vq import kmeans2
 
 from mask2iv_ros import labels as lb
 
@@ -22,9 +23,15 @@ SHAPES = ('ball', 'box', 'cylinder')
 #: Luminance of linear-light RGB is close enough to this of gamma-coded values (Rec. 601).
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 #: Chance that a paint is a palette, and how many colours it has.
-PALETTE_CHANCE, PALETTE_SIZE = 0.8, 6
-#: Standard deviation of each weight of a palette's direction about those of luminance.
-DIRECTION_SPREAD = 0.6
+PALETTE_CHANCE, PALETTE_SIZE = 0.9, 24
+#: Of the colours of a palette, so that light on them does not burn them out.
+BRIGHTEST = 0.8
+#: Materials that a region is taken to be made of, at most, and pixels that they are found from.
+MATERIALS, MATERIAL_PIXELS = 8, 2000
+#: Weight of lightness beside hue and chroma in telling materials apart: shadows are no materials.
+LIGHTNESS = 0.5
+#: Keeps the quotient of two dark colours' luminances small.
+DARK = 0.03
 #: Places that are tried for a thing before it is left out.
 TRIES = 200
 
@@ -33,8 +40,9 @@ TRIES = 200
 class Surface:
     """Paint of one region: one colour that keeps the shading that is there, or a palette.
 
-    A palette gives every colour of the region another one, so that materials that looked alike or stood out
-    part in new ways, as they do in another room; what keeps shading keeps bright things bright.
+    A palette gives each material of the region, told apart by its colour, a colour of its own, so that things
+    that looked alike or stood out part in new ways, as they do in another room; what keeps shading keeps
+    bright things bright.
 
     Attributes:
         colours: two RGB colours of luminance 1, those of the pattern's low and high places. Of a palette,
@@ -45,9 +53,9 @@ class Surface:
         period: of the pattern, in picture heights.
         angle: of the pattern, radians.
         seed: of the pattern 'marble'.
-        palette: RGB colours of 0..1 along `direction`; () for none.
-        direction: weights of red, green and blue whose sum tells the colours of a palette apart: from 0, its
-            first colour, to 1, its last.
+        palette: RGB colours of 0..1; () for none. A material takes the one whose place is nearest.
+        places: of the palette's colours, among those that materials have, RGB of 0..1.
+        relief: 0 to 1, how much of a material's texture and shading is left under a palette.
     """
 
     colours: tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -58,11 +66,14 @@ class Surface:
     angle: float = 0.0
     seed: int = 0
     palette: tuple[tuple[float, float, float], ...] = ()
-    direction: tuple[float, float, float] = tuple(LUMINANCE.tolist())
+    places: tuple[tuple[float, float, float], ...] = ()
+    relief: float = 1.0
 
     def __post_init__(self):
         if self.pattern not in PATTERNS:
             raise ValueError(f'pattern: expected one of {PATTERNS}, got {self.pattern!r}')
+        if len(self.palette) != len(self.places):
+            raise ValueError(f'expected a place for each colour, got {len(self.palette)}, {len(self.places)}')
 
     @classmethod
     def draw(cls, rng: np.random.Generator, texture: float) -> Surface:
@@ -71,9 +82,8 @@ class Surface:
         gain = float(np.exp(rng.uniform(np.log(0.6), np.log(1.5))))
         contrast = float(rng.uniform(0.15, 0.5))
         has_pattern = bool(rng.random() < texture)
-        palette = rng.uniform(0, 1, (PALETTE_SIZE, 3)).tolist()
-        direction = LUMINANCE + DIRECTION_SPREAD * rng.normal(size=3)
-        direction += (1 - direction.sum()) / 3
+        palette, places = rng.uniform(0, (BRIGHTEST, 1), (PALETTE_SIZE, 3, 2)).transpose(2, 0, 1).tolist()
+        relief = float(rng.uniform(0.3, 1.0))
         has_palette = bool(rng.random() < PALETTE_CHANCE)
         return cls(
             colours=(colours[0], colours[1] if rng.random() < 0.5 else colours[0]),
@@ -84,11 +94,17 @@ class Surface:
             angle=float(rng.uniform(0, np.pi)),
             seed=int(rng.integers(2**31)),
             palette=tuple(map(tuple, palette)) if has_palette else (),
-            direction=tuple(direction.tolist()),
+            places=tuple(map(tuple, places)) if has_palette else (),
+            relief=relief,
         )
 
-    def __call__(self, image: np.ndarray, anchor: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
-        """Paint all of an (H, W, 3) float32 image of 0..1; the pattern begins at pixel `anchor` (x, y)."""
+    def __call__(
+        self, image: np.ndarray, materials: np.ndarray, anchor: tuple[float, float] = (0.0, 0.0)
+    ) -> np.ndarray:
+        """Paint all of an (H, W, 3) float32 image of 0..1.
+
+        `materials` are (M, 3) RGB colours, see `find_materials`; the pattern begins at pixel `anchor` (x, y).
+        """
         colours = ((1.0, 1.0, 1.0),) * 2 if self.palette else self.colours
         low, high = (np.array(c, np.float32) * b for c, b in zip(colours, self.brightness, strict=True))
         if self.pattern == 'plain':
@@ -96,14 +112,26 @@ class Surface:
         else:
             share = self._pattern(image.shape[:2], anchor)[..., None]
             paint = low + share * (high - low)
-        painted = (self._from_palette(image) if self.palette else (image @ LUMINANCE)[..., None]) * paint
+        if self.palette:
+            painted = self._from_palette(image, materials) * paint
+        else:
+            painted = (image @ LUMINANCE)[..., None] * paint
         return image + self.strength * (painted - image)
 
-    def _from_palette(self, image: np.ndarray) -> np.ndarray:
-        place = (image @ np.array(self.direction, np.float32)).clip(0, 1) * (len(self.palette) - 1)
-        colours = np.array(self.palette, np.float32)
-        below = place.astype(int).clip(0, len(colours) - 2)
-        return colours[below] + (place - below)[..., None] * (colours[below + 1] - colours[below])
+    def _from_palette(self, image: np.ndarray, materials: np.ndarray) -> np.ndarray:
+        image = cv2.medianBlur(
+            np.ascontiguousarray(image, np.float32), 3
+        )  # without the mixed pixels of edges
+        there, made_of = _perceived(image).reshape(-1, 3), _perceived(materials)
+        which = ((made_of**2).sum(axis=1) - 2 * there @ made_of.T).argmin(axis=1).astype(np.uint8)
+        which = cv2.medianBlur(which.reshape(image.shape[:2]), 5)
+        places = _perceived(np.array(self.places, np.float32))
+        taken = ((made_of[:, None] - places) ** 2).sum(axis=-1).argmin(axis=1)
+        colours = _soften(np.array(self.palette, np.float32)[taken][which])
+        # Materials of one new colour are one thing in light and shadow: they differ as before.
+        bright = np.bincount(taken, materials @ LUMINANCE) / np.maximum(np.bincount(taken), 1)
+        shade = (image @ LUMINANCE + DARK) / (_soften(bright[taken][which].astype(np.float32)) + DARK)
+        return colours * (shade**self.relief)[..., None]
 
     def _pattern(self, size: tuple[int, int], anchor: tuple[float, float]) -> np.ndarray:
         """(H, W) float32 of 0..1."""
@@ -275,7 +303,12 @@ class Look:
         return cls(**made, distractors=tuple(things))
 
     def __call__(
-        self, frame: np.ndarray, labels: np.ndarray, occupied: np.ndarray | None = None, camera: str = ''
+        self,
+        frame: np.ndarray,
+        labels: np.ndarray,
+        occupied: np.ndarray | None = None,
+        camera: str = '',
+        materials: Mapping[str, np.ndarray] | None = None,
     ) -> np.ndarray:
         """Edit one picture.
 
@@ -285,6 +318,8 @@ class Look:
             occupied: (H, W) bool, where no distractor may stand, such as wherever actor and object come in
                 the episode; None for where they are now.
             camera: of no meaning here; other edits may have a picture for each.
+            materials: of 'background' and 'object', for palettes; None for those of this picture. Frames of
+                one clip need those of one of them.
 
         Returns:
             (H, W, 3) uint8.
@@ -293,13 +328,8 @@ class Look:
         if labels.shape != frame.shape[:2]:
             raise ValueError(f'labels: expected {frame.shape[:2]}, got {labels.shape}')
         image = frame.astype(np.float32) / 255
-        target = (labels == lb.OBJECT) | (labels == lb.PART)
-        if self.background is not None:
-            image = _blend(image, self.background(image), labels == lb.BACKGROUND)
-        if self.object is not None and target.any():
-            rows, columns = np.nonzero(target)
-            anchor = float(columns.min() + columns.max()) / 2, float(rows.min() + rows.max()) / 2
-            image = _blend(image, self.object(image, anchor), target)
+        if self.background or self.object:
+            image = self._paint(image, labels, materials or _materials(frame[None], labels[None]))
         if self.distractors:
             margin = max(3, round(0.02 * len(frame)) * 2 + 1)
             taken = lb.dilate(labels != lb.BACKGROUND if occupied is None else occupied, margin)
@@ -309,6 +339,32 @@ class Look:
             image = self.light(image)
         return (image.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
+    def _paint(
+        self, image: np.ndarray, labels: np.ndarray, materials: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """Layers of background, object and actor, of which each has pixels of its own alone, put together.
+
+        Pixels on an outline mix the colours of two regions. Left there, they draw around whatever is painted
+        a line in its old colour, in every look the same: what a policy learns to see instead of the thing.
+        """
+        target = lb.object_mask(labels)
+        painted = np.zeros_like(image)
+        for region, surface, name in (
+            (labels == lb.BACKGROUND, self.background, 'background'),
+            (target, self.object, 'object'),
+            (labels == lb.ACTOR, None, 'actor'),
+        ):
+            if not region.any():
+                continue
+            layer = _spread_inside(image, region)
+            if surface is not None:
+                rows, columns = np.nonzero(region)
+                middle = (columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2
+                anchor = (0.0, 0.0) if name == 'background' else middle
+                layer = surface(layer, materials[name], anchor)
+            painted += _soften(region.astype(np.float32))[..., None] * layer
+        return painted
+
     def all_frames(self, frames: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """The same edit on every frame of a (T, H, W, 3) uint8 clip of a static camera, by its labels.
 
@@ -316,7 +372,9 @@ class Look:
         object, but does not turn with it. Distractors stand where neither actor nor object ever comes.
         """
         occupied = (labels != lb.BACKGROUND).any(axis=0)
-        return np.stack([self(f, seen, occupied) for f, seen in zip(frames, labels, strict=True)])
+        materials = _materials(frames, labels)
+        pairs = zip(frames, labels, strict=True)
+        return np.stack([self(f, seen, occupied, materials=materials) for f, seen in pairs])
 
 
 @dataclass(frozen=True)
@@ -331,9 +389,9 @@ class Looks:
     """
 
     object: float = 0.7
-    background: float = 0.8
+    background: float = 0.9
     light: float = 0.8
-    texture: float = 0.25
+    texture: float = 0.15
     distractors: int = 2
 
     CHANCES: ClassVar = ('object', 'background', 'light', 'texture')
@@ -391,6 +449,38 @@ class Pictures:
         return picture
 
 
+def _materials(frames: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """What background and object of (T, H, W, 3) uint8 frames are made of, by the first that shows them.
+
+    (M, 3) RGB colours of 0..1 each.
+    """
+    found = {}
+    for name, regions in (('background', labels == lb.BACKGROUND), ('object', lb.object_mask(labels))):
+        first = regions.any(axis=(1, 2)).argmax()
+        found[name] = find_materials(frames[first][regions[first]])
+    return found
+
+
+def find_materials(pixels: np.ndarray) -> np.ndarray:
+    """(M, 3) float32 RGB of 0..1: the colours, at most `MATERIALS`, about which (N, 3) uint8 pixels lie.
+
+    From dark to light, so that what mixes two materials is numbered between them, as a median filter wants.
+    """
+    pixels = pixels[:: max(1, len(pixels) // MATERIAL_PIXELS)].astype(np.float32) / 255
+    different = np.unique(pixels, axis=0)
+    if len(different) <= MATERIALS:
+        return different[np.argsort(different @ LUMINANCE)]
+    _, which = kmeans2(_perceived(pixels), MATERIALS, minit='++', missing='warn', rng=0)
+    found = np.array([pixels[which == k].mean(axis=0) for k in np.unique(which)])
+    return found[np.argsort(found @ LUMINANCE)]
+
+
+def _perceived(colours: np.ndarray) -> np.ndarray:
+    """CIELAB of (..., 3) RGB of 0..1, with lightness counting less."""
+    lab = cv2.cvtColor(np.ascontiguousarray(colours, np.float32).reshape(-1, 1, 3), cv2.COLOR_RGB2LAB)
+    return (lab * np.float32((LIGHTNESS, 1, 1))).reshape(colours.shape)
+
+
 def _draw_colour(rng: np.random.Generator) -> tuple[float, float, float]:
     """An RGB colour of luminance 1: any hue, pale or strong."""
     hue, saturation = rng.uniform(0, 2 * np.pi), rng.uniform(0.15, 0.9)
@@ -398,11 +488,21 @@ def _draw_colour(rng: np.random.Generator) -> tuple[float, float, float]:
     return tuple(float(c) for c in colour / (colour @ LUMINANCE))
 
 
-def _blend(image: np.ndarray, painted: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The painted image where `mask` is, with an edge as soft as a camera's."""
-    share = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 0.003 * len(image) + 0.3)
-    share = np.where(mask, share, 0.0)[..., None].clip(0, 1)
-    return image + share * (painted - image)
+def _soften(image: np.ndarray) -> np.ndarray:
+    """A float32 image with edges as soft as a camera's."""
+    return cv2.GaussianBlur(image, (0, 0), 0.003 * len(image) + 0.3)
+
+
+def _spread_inside(image: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """The image where it is inside the region, clear of its outline; elsewhere the nearest pixel of these."""
+    inside = ~lb.dilate(~region, 2 * max(1, round(0.006 * len(image))) + 1)
+    inside = inside if inside.any() else region
+    _, nearest = cv2.distanceTransformWithLabels(
+        (~inside).astype(np.uint8), cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    colours = np.empty((nearest.max() + 1, 3), np.float32)
+    colours[nearest[inside]] = image[inside]
+    return colours[nearest]
 
 
 def _tuples(value):
