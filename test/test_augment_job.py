@@ -123,18 +123,25 @@ def hashes(root):
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def content(root):
-    """What two runs of a job must agree in, episode by episode."""
-    reader = open_dataset(root)
-    account = json.loads((Path(root) / SIDECAR).read_text())
-    episodes = []
-    for index, record in enumerate(account['episodes']):
-        frames = {name: reader.read(index, camera=name).frames for name in reader.video_keys}
-        rows = reader.rows(index, [key for key in reader.meta.features if 'images' not in key]).to_pydict()
-        episodes.append(
-            (record, {name: hashlib.sha256(f.tobytes()).hexdigest() for name, f in frames.items()}, rows)
-        )
-    return episodes
+def assert_equal_runs(first, second):
+    """What two runs of a job must agree in, episode by episode.
+
+    Frames agree but for what x264 does: of equal frames it makes a video of 15,078 or of 15,080 bytes from
+    run to run, also with one thread.
+    """
+    readers = [open_dataset(root) for root in (first, second)]
+    accounts = [json.loads((Path(root) / SIDECAR).read_text())['episodes'] for root in (first, second)]
+    assert accounts[0] == accounts[1]
+    assert [len(reader) for reader in readers] == [len(accounts[0])] * 2
+    for index in range(len(accounts[0])):
+        rows = []
+        for reader in readers:
+            columns = [key for key in reader.meta.features if 'images' not in key]
+            rows.append(reader.rows(index, columns).to_pydict())
+        assert rows[0] == rows[1]
+        for name in readers[0].video_keys:
+            one, other = (reader.read(index, camera=name).frames.astype(float) for reader in readers)
+            assert np.abs(one - other).mean() < 0.5, (index, name)
 
 
 @pytest.fixture(scope='module')
@@ -462,7 +469,7 @@ def test_a_killed_job_goes_on_and_ends_as_if_nothing_had_been(source, made, tmp_
     job = made.job
     report = augment(job, tmp_path / 'out', functools.partial(_touching_nothing, stamps))
     assert report.complete
-    assert content(tmp_path / 'out') == content(made.out)
+    assert_equal_runs(tmp_path / 'out', made.out)
 
 
 def _touching_nothing(stamps):
@@ -498,7 +505,7 @@ def test_ray_makes_the_same_although_a_worker_dies(source, tmp_path):
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path), 'RAY_worker_niceness': '0'}
     subprocess.run([sys.executable, '-c', code], env=environment, check=True, timeout=300)
     assert (tmp_path / 'flag').exists()
-    assert content(tmp_path / 'ray') == content(tmp_path / 'local')
+    assert_equal_runs(tmp_path / 'ray', tmp_path / 'local')
 
 
 def test_the_command_makes_a_dataset_and_its_exit_status_tells_failures(source, tmp_path, capsys):
