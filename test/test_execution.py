@@ -378,7 +378,8 @@ def test_episodes_of_another_model_are_refused(benchmark, tmp_path):
         args.model, args.steps, args.samples = '', 4, 1
         benchmark.run(args)
         args.model = 'B'
-        with pytest.raises(ValueError, match=r'embedded model with 4 steps .* asked for is /[^ ]+/B with 4'):
+        told = r'embedded model with 4 steps and 1 samples, asked for is /[^ ]+/B with 4 steps'
+        with pytest.raises(ValueError, match=told):
             benchmark.run(args)
         args.model, args.steps = '', 5
         with pytest.raises(ValueError, match='with 5 steps'):

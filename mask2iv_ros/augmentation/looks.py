@@ -119,9 +119,8 @@ class Surface:
         return image + self.strength * (painted - image)
 
     def _from_palette(self, image: np.ndarray, materials: np.ndarray) -> np.ndarray:
-        image = cv2.medianBlur(
-            np.ascontiguousarray(image, np.float32), 3
-        )  # without the mixed pixels of edges
+        # Without the mixed pixels of edges.
+        image = cv2.medianBlur(np.ascontiguousarray(image, np.float32), 3)
         there, made_of = _perceived(image).reshape(-1, 3), _perceived(materials)
         which = ((made_of**2).sum(axis=1) - 2 * there @ made_of.T).argmin(axis=1).astype(np.uint8)
         which = cv2.medianBlur(which.reshape(image.shape[:2]), 5)
@@ -345,24 +344,24 @@ class Look:
         """Layers of background, object and actor, of which each has pixels of its own alone, put together.
 
         Pixels on an outline mix the colours of two regions. Left there, they draw around whatever is painted
-        a line in its old colour, in every look the same: what a policy learns to see instead of the thing.
+        a line in its old colour, in every look the same.
         """
         target = lb.object_mask(labels)
+        rows, columns = np.nonzero(target)
+        middle = (0.0, 0.0)
+        if len(rows):
+            middle = (columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2
         painted = np.zeros_like(image)
-        for region, surface, name in (
-            (labels == lb.BACKGROUND, self.background, 'background'),
-            (target, self.object, 'object'),
-            (labels == lb.ACTOR, None, 'actor'),
+        for name, region, surface, anchor in (
+            ('background', labels == lb.BACKGROUND, self.background, (0.0, 0.0)),
+            ('object', target, self.object, middle),
+            ('actor', labels == lb.ACTOR, None, None),
         ):
-            if not region.any():
-                continue
-            layer = _spread_inside(image, region)
-            if surface is not None:
-                rows, columns = np.nonzero(region)
-                middle = (columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2
-                anchor = (0.0, 0.0) if name == 'background' else middle
-                layer = surface(layer, materials[name], anchor)
-            painted += _soften(region.astype(np.float32))[..., None] * layer
+            if region.any():
+                layer = _spread_inside(image, region)
+                if surface is not None:
+                    layer = surface(layer, materials[name], anchor)
+                painted += _soften(region.astype(np.float32))[..., None] * layer
         return painted
 
     def all_frames(self, frames: np.ndarray, labels: np.ndarray) -> np.ndarray:
