@@ -5,6 +5,9 @@
 A camera publishes a 640 x 480 scene with depth five times a second; a client asks with an empty request. The
 node reports its own times in the plan; transport is what is left of the client's round trip. Medians go to a
 table and, with every single run, to benchmarks/results/latency_<device>.json.
+
+`start-up`: seconds from the start of the node's process until it is ready, in turn `cold` (the embedded
+weights are still to be unpacked) and `warm`, and the first call after a start.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -89,6 +93,19 @@ def measure(client: InteractionClient, **fields) -> dict[str, float]:
     return times
 
 
+@contextlib.contextmanager
+def running_node(client: InteractionClient, command: list[str], cache: str):
+    """The node in a process of its own; yields the seconds until it was ready."""
+    start = time.perf_counter()
+    node = subprocess.Popen(command, env={**os.environ, 'XDG_CACHE_HOME': cache})
+    try:
+        client.wait_until_ready(120)
+        yield time.perf_counter() - start
+    finally:
+        node.send_signal(signal.SIGINT)
+        node.wait(20)
+
+
 def describe(runs: list[dict[str, float]]) -> dict:
     return {'median': {part: statistics.median(run[part] for run in runs) for part in runs[0]}, 'runs': runs}
 
@@ -110,19 +127,22 @@ def main():
     if options.model:
         parameters += ['-p', f'model:={options.model}']
     command = [sys.executable, '-m', 'mask2iv_ros.ros.node', '--ros-args', *parameters]
-    node = subprocess.Popen(command)
-    try:
-        with camera(scene()), InteractionClient() as client:
-            client.wait_until_ready(120)
-            kinds = {'whole call': {}, 'trajectory only': {'trajectory_only': True}}
-            results = {}
+    starts = {'cold': [], 'warm': [], 'first call': []}
+    with camera(scene()), InteractionClient() as client:
+        for _ in range(options.runs):
+            with tempfile.TemporaryDirectory() as cache:
+                for kind in ('cold', 'warm'):
+                    with running_node(client, command, cache) as seconds:
+                        starts[kind].append(seconds)
+                        if kind == 'warm':
+                            starts['first call'].append(measure(client)['total'])
+        kinds = {'whole call': {}, 'trajectory only': {'trajectory_only': True}}
+        results = {}
+        with tempfile.TemporaryDirectory() as cache, running_node(client, command, cache):
             for name, fields in kinds.items():
                 measure(client, **fields)
                 results[name] = describe([measure(client, **fields) for _ in range(options.runs)])
             model = client.generate(task='open the drawer', trajectory_only=True).message.model
-    finally:
-        node.send_signal(signal.SIGINT)
-        node.wait(20)
 
     print(
         f'\nSeconds, median of {options.runs} calls of {model} on {options.device}, {WIDTH} x {HEIGHT} pixels'
@@ -130,6 +150,8 @@ def main():
     print(f'{"":20}' + ''.join(f'{name:>18}' for name in results))
     for part in results['whole call']['median']:
         print(f'{part:20}' + ''.join(f'{result["median"][part]:18.3f}' for result in results.values()))
+    start_up = {kind: {'median': statistics.median(found), 'runs': found} for kind, found in starts.items()}
+    print('start-up: ' + ', '.join(f'{kind} {found["median"]:.1f} s' for kind, found in start_up.items()))
     output = options.output or RESULTS / f'latency_{options.device}.json'
     output.parent.mkdir(parents=True, exist_ok=True)
     report = {
@@ -139,6 +161,7 @@ def main():
         'cpu_cores': len(os.sched_getaffinity(0)),
         'image': [WIDTH, HEIGHT],
         'unit': 'seconds',
+        'start-up': start_up,
         **results,
     }
     output.write_text(json.dumps(report, indent=1) + '\n')

@@ -2,6 +2,7 @@
 
     . scripts/env.sh && python benchmarks/speed.py          # results/speed_<device>.{json,md}
     python benchmarks/speed.py --full-size --device cuda    # random weights; results/speed_<device>_full.*
+    python benchmarks/speed.py --scaling                    # results/scaling_<device>.{json,md,png}
 
 Rows, made in turn, so that what else the machine does meets all alike: `reference` (the plain pipeline with
 the public 50 steps a stage, float32 on a CPU, bfloat16 on CUDA), `ours` (as the node loads and calls it) and
@@ -9,6 +10,9 @@ the public 50 steps a stage, float32 on a CPU, bfloat16 on CUDA), `ours` (as the
 once a row by torch's counter; bytes are those of the weights, each read once a call of its network. The
 limit of a part is the longer of its FLOPs at the matrix rate and its bytes at the bandwidth that the machine
 reaches in this run, on one large product and one large copy; `share` is that limit in the time measured.
+
+`--scaling` measures instead how time and memory of `ours` grow with samples, frames and the model's
+resolution, each on its own.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
@@ -43,6 +48,8 @@ HEIGHT, WIDTH = 480, 640
 PUBLIC_STEPS = 50
 #: In the order of a call. What is between them (framing, schedulers, labels, motion) is `rest`.
 PARTS = ('text', 'image tokens', 'encode 1', 'denoise 1', 'decode 1', 'encode 2', 'denoise 2', 'decode 2')
+#: What grows: values of `GenerationRequest`, and factors of the model's height and width.
+SCALES = {'num_samples': (1, 2, 4, 8, 16), 'num_frames': (16, 32, 48, 64), 'resolution': (1, 1.5, 2, 3)}
 RESULTS = Path(__file__).parent / 'results'
 
 
@@ -96,7 +103,7 @@ class Parts:
         return time.perf_counter()
 
 
-def request(steps: int, masks_only: bool) -> GenerationRequest:
+def request(steps: int, masks_only: bool, **options) -> GenerationRequest:
     """A drawer-like object with a gripper above it."""
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     return GenerationRequest(
@@ -106,6 +113,7 @@ def request(steps: int, masks_only: bool) -> GenerationRequest:
         'open the drawer',
         num_inference_steps=steps,
         trajectory_only=masks_only,
+        **options,
     )
 
 
@@ -220,6 +228,75 @@ def peak_memory(device: torch.device) -> int:
     return int(line.split()[1]) * 1024
 
 
+def scaling(pipeline: Mask2IVPipeline, steps: int, runs: int) -> dict[str, list[dict]]:
+    """Seconds and peak memory of calls by what grows and how far."""
+    pipeline.set_progress_bar_config(disable=True)
+    size, found = tuple(pipeline.config.sample_size), {}
+    cell = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    cell *= 2 ** (len(pipeline.trajectory_unet.config.block_out_channels) - 1)
+    for what, values in SCALES.items():
+        found[what] = []
+        for value in tqdm(values, desc=what, unit='call'):
+            options = {} if what == 'resolution' else {what: value}
+            factor = value if what == 'resolution' else 1
+            fitted = tuple(round(factor * side / cell) * cell for side in size)
+            pipeline.register_to_config(sample_size=fitted)
+            wanted = request(steps, masks_only=False, **options)
+            if wanted.num_frames and wanted.num_frames < pipeline.config.num_frames:
+                continue
+            generate_plans(pipeline, wanted)
+            reset_peak_memory(pipeline.device)
+            seconds = []
+            for _ in range(runs):
+                start = time.perf_counter()
+                generate_plans(pipeline, wanted)
+                seconds.append(time.perf_counter() - start)
+            found[what].append(
+                {
+                    what: list(fitted) if what == 'resolution' else value,
+                    'seconds': statistics.median(seconds),
+                    'min': min(seconds),
+                    'max': max(seconds),
+                    'clips an hour': 3600 * wanted.num_samples / statistics.median(seconds),
+                    'peak memory bytes': peak_memory(pipeline.device),
+                }
+            )
+    pipeline.register_to_config(sample_size=size)
+    return found
+
+
+def scaling_table(report: dict) -> str:
+    lines = [
+        f'{report["model"]}, {report["dtype"][6:]}, {report["steps"]} steps, {report["processor"]}, '
+        f'{report["threads"]} threads; masks and video, medians of {report["runs"]} calls, see `speed.py`.',
+        '',
+        '| | | seconds | from to | clips an hour | peak memory, GiB |',
+        '|---|---|---|---|---|---|',
+    ]
+    for what, rows in report['scaling'].items():
+        for row in rows:
+            value = 'x'.join(map(str, row[what])) if what == 'resolution' else row[what]
+            lines.append(
+                f'| {what.removeprefix("num_")} | {value} | {row["seconds"]:.2f} | {row["min"]:.2f} to '
+                f'{row["max"]:.2f} | {row["clips an hour"]:.0f} | {row["peak memory bytes"] / 2**30:.2f} |'
+            )
+    return '\n'.join(lines) + '\n'
+
+
+def draw_scaling(report: dict, path: Path) -> None:
+    """Seconds and memory against the work, both relative to the least; the diagonal is proportional."""
+    figure = Figure(figsize=(9, 3.2), layout='constrained')
+    for axes, (what, rows) in zip(figure.subplots(1, len(SCALES)), report['scaling'].items(), strict=True):
+        work = [np.prod(row[what]) / np.prod(rows[0][what]) for row in rows]
+        for name, label in (('seconds', 'time'), ('peak memory bytes', 'peak memory')):
+            axes.plot(work, [row[name] / rows[0][name] for row in rows], marker='o', label=label)
+        axes.plot([1, max(work)], [1, max(work)], ':', color='grey', label='proportional')
+        axes.set(title=what.removeprefix('num_'), xlabel='times as many' + ' pixels' * (what == 'resolution'))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+
+
 def ratios(rows: dict[str, Row], name: str) -> dict[str, float]:
     """How many times faster a row is than the reference, of the calls made side by side."""
     pairs = zip(rows['reference'].runs, rows[name].runs, strict=True)
@@ -269,6 +346,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
     parser.add_argument('--steps', type=int, default=0, help="of `ours`; 0: the model's")
     parser.add_argument('--runs', type=int, default=5, help='calls a row')
+    parser.add_argument('--scaling', action='store_true', help='time and memory against the work instead')
     parser.add_argument('--output', type=Path, help='result files, without their ending')
     options = parser.parse_args(arguments)
 
@@ -279,6 +357,22 @@ def main(arguments: list[str] | None = None) -> None:
         return full_size_pipeline(device, dtype or torch.bfloat16)
 
     ours = load(None)
+    is_cuda = ours.device.type == 'cuda'
+    about = {
+        'model': ours.config.name,
+        'processor': torch.cuda.get_device_name() if is_cuda else processor_name(),
+        'threads': torch.get_num_threads(),
+        'image': [WIDTH, HEIGHT],
+        'runs': options.runs,
+    }
+    kind = 'scaling' if options.scaling else 'speed'
+    output = options.output or RESULTS / f'{kind}_{ours.device.type}{"_full" if options.full_size else ""}'
+    if options.scaling:
+        about |= {'dtype': str(ours.dtype), 'steps': options.steps or ours.config.num_inference_steps}
+        report = {**about, 'scaling': scaling(ours, options.steps, options.runs)}
+        draw_scaling(report, output.with_suffix('.png'))
+        write(report, scaling_table(report), output)
+        return
     plain = torch.bfloat16 if ours.device.type == 'cuda' else torch.float32
     rows = {
         'reference': Row(ours if ours.dtype == plain else load(plain), PUBLIC_STEPS),
@@ -290,20 +384,18 @@ def main(arguments: list[str] | None = None) -> None:
             row.run()
     device = str(ours.device)
     rates = {dtype: machine_rates(device, dtype) for dtype in {row.pipeline.dtype for row in rows.values()}}
-    is_cuda = ours.device.type == 'cuda'
     report = {
-        'model': ours.config.name,
-        'processor': torch.cuda.get_device_name() if is_cuda else processor_name(),
-        'threads': torch.get_num_threads(),
-        'image': [WIDTH, HEIGHT],
-        'runs': options.runs,
+        **about,
         'rows': {name: row.describe(rates[row.pipeline.dtype]) for name, row in rows.items()},
         'faster': {name: ratios(rows, name) for name in rows if name != 'reference'},
     }
-    output = options.output or RESULTS / f'speed_{ours.device.type}{"_full" if options.full_size else ""}'
+    write(report, table(report), output)
+
+
+def write(report: dict, text: str, output: Path) -> None:
     output.with_suffix('.json').write_text(json.dumps(report, indent=1) + '\n')
-    output.with_suffix('.md').write_text(table(report))
-    print(table(report))
+    output.with_suffix('.md').write_text(text)
+    print(text)
 
 
 def processor_name() -> str:

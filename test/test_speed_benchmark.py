@@ -51,5 +51,23 @@ def test_masks_alone_leave_out_the_second_stage(report):
     assert not {'encode 2', 'denoise 2', 'decode 2'} & set(report['rows']['masks only']['parts'])
 
 
+def test_scaling_tells_work_time_and_memory(speed, tmp_path, monkeypatch):
+    model = build_tiny_model(tmp_path / 'model')
+    monkeypatch.setattr(speed, 'SCALES', {'num_samples': (1, 2), 'num_frames': (8, 16), 'resolution': (1, 2)})
+    arguments = ['--model', str(model), '--device', 'cpu', '--runs', '1', '--output', str(tmp_path / 'out')]
+    speed.main([*arguments, '--scaling'])
+    report = json.loads((tmp_path / 'out.json').read_text())
+    found = {what: [row[what] for row in rows] for what, rows in report['scaling'].items()}
+    height, width = report['scaling']['resolution'][0]['resolution']
+    expected = [[height, width], [2 * height, 2 * width]]
+    assert found == {'num_samples': [1, 2], 'num_frames': [8, 16], 'resolution': expected}
+    for rows in report['scaling'].values():
+        assert all(row['seconds'] > 0 and row['peak memory bytes'] > 1e8 for row in rows)
+    first, second = report['scaling']['num_samples']
+    assert second['clips an hour'] == pytest.approx(2 * 3600 / second['seconds'])
+    assert (tmp_path / 'out.png').stat().st_size
+    assert first['seconds'] >= first['min']
+
+
 def _bytes_a_weight(report) -> int:
     return {'torch.float32': 4, 'torch.bfloat16': 2}[report['rows']['ours']['dtype']]
