@@ -212,3 +212,17 @@ def test_materials_are_the_colours_that_pixels_lie_about():
     distances = np.abs(found[:, None] - colours).max(axis=-1)
     assert distances.min(axis=1).max() < 6
     assert set(distances.argmin(axis=1)) == {0, 1, 2}
+
+
+def test_what_was_darker_is_as_often_brighter_in_a_new_look():
+    """Where colours keep who is bright and who is dark, a policy learns from that instead of from shapes."""
+    frame = np.full((40, 60, 3), (110, 90, 75), np.uint8)
+    frame[10:30, 20:40] = (40, 38, 36)
+    labels = np.zeros((40, 60), np.uint8)
+    brighter = []
+    for seed in range(60):
+        look = Looks(background=1, light=0, texture=0, distractors=0).draw(np.random.default_rng(seed))
+        if look.background.palette:
+            edited = look(frame, labels).astype(int).sum(axis=-1)
+            brighter.append(edited[13:27, 23:37].mean() > edited[:8].mean())
+    assert 0.3 < np.mean(brighter) < 0.7

@@ -22,10 +22,14 @@ PATTERNS = ('plain', 'stripes', 'checks', 'dots', 'marble')
 SHAPES = ('ball', 'box', 'cylinder')
 #: Luminance of linear-light RGB is close enough to this of gamma-coded values (Rec. 601).
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
-#: Chance that a paint is a palette, and how many colours it has.
-PALETTE_CHANCE, PALETTE_SIZE = 0.9, 24
-#: Of the colours of a palette, so that light on them does not burn them out.
-BRIGHTEST = 0.8
+#: Of a turn of hues, between red, green and blue.
+THIRDS = np.array([0, -1, 1]) / 3
+#: Chance that a paint is a palette, and how many colours it has, at least and at most.
+PALETTE_CHANCE, PALETTE_SIZES = 0.9, (16, 96)
+#: Brightness of the colours of a palette: light on them burns out little, and what is black shows no shading.
+BRIGHTNESS = 0.2, 1.0
+#: Exponent of the saturation of a palette's places: most surfaces of rooms are pale, so most places are.
+PALE = 2
 #: Materials that a region is taken to be made of, at most, and pixels that they are found from.
 MATERIALS, MATERIAL_PIXELS = 8, 2000
 #: Weight of lightness beside hue and chroma in telling materials apart: shadows are no materials.
@@ -82,19 +86,20 @@ class Surface:
         gain = float(np.exp(rng.uniform(np.log(0.6), np.log(1.5))))
         contrast = float(rng.uniform(0.15, 0.5))
         has_pattern = bool(rng.random() < texture)
-        palette, places = rng.uniform(0, (BRIGHTEST, 1), (PALETTE_SIZE, 3, 2)).transpose(2, 0, 1).tolist()
-        relief = float(rng.uniform(0.3, 1.0))
-        has_palette = bool(rng.random() < PALETTE_CHANCE)
+        palette = _draw_colours(rng, PALETTE_SIZES[1], BRIGHTNESS)
+        places = _draw_colours(rng, PALETTE_SIZES[1], (0.0, 1.0), PALE)
+        relief, strength = float(rng.uniform(0.3, 1.0)), float(rng.uniform(0.6, 1.0))
+        size = int(rng.integers(*PALETTE_SIZES, endpoint=True)) if rng.random() < PALETTE_CHANCE else 0
         return cls(
             colours=(colours[0], colours[1] if rng.random() < 0.5 else colours[0]),
             brightness=(gain * (1 - contrast), gain * (1 + contrast)) if has_pattern else (gain, gain),
-            strength=float(rng.uniform(0.6, 1.0)),
+            strength=1.0 if size else strength,
             pattern=str(rng.choice(PATTERNS[1:])) if has_pattern else 'plain',
             period=float(rng.uniform(0.05, 0.3)),
             angle=float(rng.uniform(0, np.pi)),
             seed=int(rng.integers(2**31)),
-            palette=tuple(map(tuple, palette)) if has_palette else (),
-            places=tuple(map(tuple, places)) if has_palette else (),
+            palette=tuple(map(tuple, palette[:size].tolist())),
+            places=tuple(map(tuple, places[:size].tolist())),
             relief=relief,
         )
 
@@ -387,7 +392,7 @@ class Looks:
         distractors: at most so many.
     """
 
-    object: float = 0.7
+    object: float = 0.9
     background: float = 0.9
     light: float = 0.8
     texture: float = 0.15
@@ -480,10 +485,20 @@ def _perceived(colours: np.ndarray) -> np.ndarray:
     return (lab * np.float32((LIGHTNESS, 1, 1))).reshape(colours.shape)
 
 
+def _draw_colours(
+    rng: np.random.Generator, count: int, brightness: tuple[float, float], exponent: float = 1.0
+) -> np.ndarray:
+    """(count, 3) RGB of 0..1: any hue and saturation, few strong ones if `exponent` is large."""
+    hue, saturation, bright = rng.uniform(0, 1, (3, count, 1))
+    low, high = brightness
+    colours = 1 - saturation**exponent * (0.5 - 0.5 * np.cos(2 * np.pi * (hue + THIRDS)))
+    return (low + (high - low) * bright) * colours
+
+
 def _draw_colour(rng: np.random.Generator) -> tuple[float, float, float]:
     """An RGB colour of luminance 1: any hue, pale or strong."""
-    hue, saturation = rng.uniform(0, 2 * np.pi), rng.uniform(0.15, 0.9)
-    colour = 1 - saturation * (0.5 - 0.5 * np.cos(hue + np.array([0, -2, 2]) * np.pi / 3))
+    hue, saturation = rng.uniform(), rng.uniform(0.15, 0.9)
+    colour = 1 - saturation * (0.5 - 0.5 * np.cos(2 * np.pi * (hue + THIRDS)))
     return tuple(float(c) for c in colour / (colour @ LUMINANCE))
 
 
