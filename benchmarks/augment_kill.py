@@ -92,6 +92,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         command = ['--model', str(args.model), '--device', 'cpu', '--variants', '2', '--include-source']
+        command += ['--keep', 'background']
         command += ['--other-cameras', 'keep']
 
         def job(name: str) -> list[str]:

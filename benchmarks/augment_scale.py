@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument('-o', '--out', type=Path, default=Path('benchmarks/results/augment_scale.json'))
     args = parser.parse_args()
     asked = ['augment', str(args.source), 'out', '--ungated', '--model', args.model, '--device', args.device]
+    asked += ['--keep', 'background']
     command = build_parser().parse_args([*asked, '--steps', str(args.steps)])
     result = {'cpus': os.cpu_count(), 'load_before': os.getloadavg()[0], 'rows': []}
     cameras = args.cameras and tuple(args.cameras)

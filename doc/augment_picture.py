@@ -1,9 +1,10 @@
-"""The README's picture of augmented episodes: recorded above generated.
+"""The README's picture of augmented episodes: recorded, repainted, drawn.
 
     mask2iv simulate demos/ --stride 4 --camera-jitter 0 --height 128 --width 160 --test-episodes 3 \\
         --tasks drawer-open door-open button-press-topdown faucet-open
-    mask2iv augment demos/test more/ --ungated --variants 1
-    python doc/augment_picture.py demos/test more/ doc/images/augmented.jpg 0 1
+    mask2iv augment demos/test repainted/ --ungated --variants 1
+    mask2iv augment demos/test drawn/ --ungated --variants 1 --keep background
+    python doc/augment_picture.py doc/images/augmented.jpg 0,6 demos/test repainted/ drawn/
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ def row(clip) -> np.ndarray:
     )
 
 
-def main(source: str, augmented: str, out: str, *episodes: str) -> None:
-    recorded, made = open_dataset(source), open_dataset(augmented)
-    rows = []
-    for index in map(int, episodes):
-        rows += [row(recorded.read(index)), row(made.read(index)), np.full((6, FRAMES * WIDTH, 3), 255, 'u1')]
+def main(out: str, episodes: str, *datasets: str) -> None:
+    readers, rows = [open_dataset(path) for path in datasets], []
+    for index in map(int, episodes.split(',')):
+        rows += [row(reader.read(index)) for reader in readers]
+        rows.append(np.full((6, FRAMES * WIDTH, 3), 255, 'u1'))
     write_picture(Path(out), np.concatenate(rows[:-1]))
 
 

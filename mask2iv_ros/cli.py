@@ -570,9 +570,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         '--keep',
         choices=['nothing', 'background', 'everything'],
-        default='background',
-        help='what the model does not draw: the background of a still camera is the recorded one in the new '
-        'look; everything: each recorded frame is repainted by its masks',
+        help='what the model does not draw. everything (without --pictures the default): each recorded frame '
+        'is repainted by its masks, without a model; background: that of a still camera is repainted, the '
+        'model draws the rest',
     )
     sub.add_argument(
         '--pictures', nargs='+', metavar='CAMERA=FILE', help='first frames that are given, in place of looks'

@@ -511,6 +511,7 @@ def test_ray_makes_the_same_although_a_worker_dies(source, tmp_path):
 def test_the_command_makes_a_dataset_and_its_exit_status_tells_failures(source, tmp_path, capsys):
     model = build_tiny_model(tmp_path / 'model')
     command = ['augment', str(source), str(tmp_path / 'out'), '--model', str(model), '--variants', '1']
+    command += ['--keep', 'background']
     assert main([*command, '--device', 'cpu', '--other-cameras', 'keep']) == 1  # nothing measures
     command.append('--ungated')
     assert main([*command, '--other-cameras', 'keep', '--device', 'cpu', '--license', 'mit']) == 0
@@ -519,3 +520,19 @@ def test_the_command_makes_a_dataset_and_its_exit_status_tells_failures(source, 
     assert records(tmp_path / 'out')[0]['weights']
     assert main([*command, '--device', 'cpu']) == 1  # without the other cameras' word
     assert 'differs in' in capsys.readouterr().err
+
+
+def test_repainting_is_the_default_and_needs_no_model(source, tmp_path):
+    command = [
+        'augment',
+        str(source),
+        str(tmp_path / 'out'),
+        '--variants',
+        '1',
+        '--ungated',
+        '--device',
+        'cpu',
+    ]
+    assert main([*command, '--model', str(tmp_path / 'none'), '--other-cameras', 'keep']) == 0
+    record = records(tmp_path / 'out')[0]
+    assert (record['keep'], record['model'], record['weights']) == ('everything', None, None)

@@ -211,3 +211,21 @@ def test_refused_episodes_are_those_of_the_result_file():
     counts = [found for kind, found in refused.items() if kind.startswith('bad')]
     assert [int(x) for x in told.groups()] == [sum(x) for x in zip(*counts, strict=True)]
     assert sum(found[0] for kind, found in refused.items() if kind.startswith('good')) == 0
+
+
+def test_policies_are_those_of_the_result_file():
+    rows = json.loads((ROOT / 'benchmarks/results/policy_gain.json').read_text())['rows']
+    names = {
+        '12 demonstrations': 'real',
+        "the same 12, with LeRobot's image transforms": 'ordinary',
+        'the 12 and 20 repainted copies of each': 'every_frame',
+        'the 12 and 10 copies of each that the embedded model drew (`--keep background`)': 'same_motion',
+        '48 demonstrations': 'real_4n',
+    }
+    section = README.split('| trained on |')[1].split('\n\n')[0]
+    for name, key in names.items():
+        (line,) = [line for line in section.splitlines() if line.startswith(f'| {name} |')]
+        told = [[int(x) for x in re.findall(r'\d+', cell)] for cell in line.split('|')[2:4]]
+        for numbers, look in zip(told, ('training', 'changed'), strict=True):
+            found = rows[key]['looks'][look]
+            assert numbers == [round(found[part]) for part in ('success', 'low', 'high')]

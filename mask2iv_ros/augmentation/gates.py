@@ -98,7 +98,7 @@ def measure(
     segmenter: Segmenter,
     others: Sequence[Views] = (),
     inverse_dynamics: InverseDynamics | None = None,
-    window: int = 16,
+    window: int | None = 16,
 ) -> dict[str, float]:
     """Measure all gates of a generated episode.
 
@@ -108,7 +108,7 @@ def measure(
         segmenter: trained on the source dataset.
         others: variants of the same source that are kept already.
         inverse_dynamics: None leaves `cycle_error` nan.
-        window: frames that the model makes at a time, which says where its seams are.
+        window: frames that the model makes at a time, which says where its seams are; None without a model.
 
     Returns:
         The value of every field of `Thresholds`.
@@ -133,7 +133,7 @@ def measure(
 
 
 def _measure_camera(
-    camera: str, source: Views, clip: InteractionClip, others: Sequence[Views], segmenter, window: int
+    camera: str, source: Views, clip: InteractionClip, others: Sequence[Views], segmenter, window: int | None
 ) -> dict[str, float]:
     size = tuple(segmenter.config.sample_size)
 
@@ -146,13 +146,14 @@ def _measure_camera(
     frames, asked = fitted(clip)
     recorded, recorded_labels = fitted(source[camera])
     seen = segmenter.read(frames, asked[0])
+    still = recorded if np.array_equal(asked, recorded_labels) else None
     references = [(recorded, recorded_labels), *(fitted(other[camera]) for other in others)]
     return {
         'actor_iou': actor_iou(seen, asked),
         'actor_centroid': actor_centroid(seen, asked),
         'object_permanence': object_permanence(seen, asked),
         'look_drift': look_drift(frames, asked) - look_drift(recorded, recorded_labels),
-        'seam_jump': seam_jump(frames, window, recorded if np.array_equal(asked, recorded_labels) else None),
+        'seam_jump': seam_jump(frames, window, still) if window else float('nan'),
         'near_duplicate': min(difference(frames, asked, *reference) for reference in references),
         'sharpness': sharpness(frames, asked) / sharpness(recorded, recorded_labels),
     }

@@ -22,24 +22,37 @@ def build_method(args: argparse.Namespace) -> tuple[Method, Measure | None]:
     from mask2iv_ros.augmentation.new_motion import NewMotion
     from mask2iv_ros.models.inverse_dynamics import InverseDynamics
     from mask2iv_ros.models.segmenter import Segmenter
-    from mask2iv_ros.pipelines.loading import load_pipeline
+    from mask2iv_ros.pipelines.loading import choose_device, load_pipeline
 
-    pipeline = load_pipeline(args.model, args.device)
-    pipeline.set_progress_bar_config(disable=True)
-    if args.steps:
-        pipeline.register_to_config(num_inference_steps=args.steps)
+    pipeline = None
+    if _draws(args):
+        pipeline = load_pipeline(args.model, args.device)
+        pipeline.set_progress_bar_config(disable=True)
+        if args.steps:
+            pipeline.register_to_config(num_inference_steps=args.steps)
     dynamics = InverseDynamics.load(args.inverse_dynamics) if args.inverse_dynamics else None
     if args.mode == 'new-motion':
         method = NewMotion(pipeline, dynamics, args.goal_shift, args.texts)
     else:
-        method = SameMotion(pipeline, build_edit(args), args.keep)
+        method = SameMotion(pipeline, build_edit(args), _kept(args))
     if args.segmenter is None:
         return method, None
-    segmenter = Segmenter.from_pretrained(args.segmenter, local_files_only=True).to(pipeline.device).eval()
-    window = pipeline.config.num_frames
+    segmenter = Segmenter.from_pretrained(args.segmenter, local_files_only=True)
+    segmenter = segmenter.to(choose_device(args.device)).eval()
+    window = pipeline and pipeline.config.num_frames
     return method, functools.partial(
         measure, segmenter=segmenter, inverse_dynamics=dynamics, window=window
     )  # fmt: skip
+
+
+def _kept(args: argparse.Namespace) -> str:
+    """What is not left to the model: all that can be repainted, if nothing was said."""
+    return args.keep or ('background' if args.pictures else 'everything')
+
+
+def _draws(args: argparse.Namespace) -> bool:
+    """Whether a model draws anything."""
+    return args.mode == 'new-motion' or _kept(args) != 'everything'
 
 
 def build_edit(args: argparse.Namespace) -> Looks | Pictures:
@@ -77,17 +90,17 @@ def build_thresholds(args: argparse.Namespace) -> Thresholds | None:
 
 def method_facts(args: argparse.Namespace) -> dict:
     """What the provenance of an episode says of the method; JSON-serialisable."""
-    facts = {
-        'model': args.model or 'mask2iv-sim',
-        'weights': hash_weights(unpack(Path(args.model) if args.model else default_model_path())),
-        'steps': args.steps or None,
-    }
+    facts = {'model': None, 'weights': None, 'steps': None}
+    if _draws(args):
+        folder = unpack(Path(args.model) if args.model else default_model_path())
+        facts = {'model': args.model or 'mask2iv-sim', 'weights': hash_weights(folder)}
+        facts['steps'] = args.steps or None
     for name in ('segmenter', 'inverse_dynamics'):
         if folder := getattr(args, name):
             facts[name] = {'path': str(folder), 'weights': hash_weights(folder)}
     if args.mode == 'new-motion':
         return {**facts, 'goal_shift': args.goal_shift, 'texts': args.texts}
-    return {**facts, 'keep': args.keep, 'change': args.change or list(CHANGES), 'pictures': args.pictures}
+    return {**facts, 'keep': _kept(args), 'change': args.change or list(CHANGES), 'pictures': args.pictures}
 
 
 def _pair(text: str, form: str) -> tuple[str, str]:

@@ -20,6 +20,17 @@ class ModelError(RuntimeError):
     """The model folder is missing, incomplete or corrupt; the message names it."""
 
 
+def choose_device(device: str) -> str:
+    """'cpu', 'cuda' or 'cuda:N' as given; of 'auto', CUDA if there is one. ValueError if there is no such."""
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if not re.fullmatch(r'cpu|cuda(:\d+)?', device):
+        raise ValueError(f"device {device!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
+    if device.startswith('cuda') and not torch.cuda.is_available():
+        raise ValueError(f'device {device!r}: this machine has no CUDA GPU that torch can use')
+    return device
+
+
 def load_pipeline(
     model: str | Path = '', device: str = 'auto', dtype: torch.dtype | None = None
 ) -> Mask2IVPipeline:
@@ -35,12 +46,7 @@ def load_pipeline(
         ModelError: the folder cannot be loaded.
         ValueError: no such device.
     """
-    if device == 'auto':
-        device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if not re.fullmatch(r'cpu|cuda(:\d+)?', device):
-        raise ValueError(f"device {device!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
-    if device.startswith('cuda') and not torch.cuda.is_available():
-        raise ValueError(f'device {device!r}: this machine has no CUDA GPU that torch can use')
+    device = choose_device(device)
     try:
         path = Path(model).expanduser() if model else default_model_path()
         if not (path / 'model_index.json').is_file():
