@@ -49,7 +49,7 @@ PUBLIC_STEPS = 50
 #: In the order of a call. What is between them (framing, schedulers, labels, motion) is `rest`.
 PARTS = ('text', 'image tokens', 'encode 1', 'denoise 1', 'decode 1', 'encode 2', 'denoise 2', 'decode 2')
 #: What grows: values of `GenerationRequest`, and factors of the model's height and width.
-SCALES = {'num_samples': (1, 2, 4, 8, 16), 'num_frames': (16, 32, 48, 64), 'resolution': (1, 1.5, 2, 3)}
+SCALES = {'num_samples': (1, 2, 4, 8, 16), 'num_frames': (16, 32, 48, 64), 'resolution': (1, 2, 3)}
 RESULTS = Path(__file__).parent / 'results'
 
 
@@ -232,14 +232,12 @@ def scaling(pipeline: Mask2IVPipeline, steps: int, runs: int) -> dict[str, list[
     """Seconds and peak memory of calls by what grows and how far."""
     pipeline.set_progress_bar_config(disable=True)
     size, found = tuple(pipeline.config.sample_size), {}
-    cell = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
-    cell *= 2 ** (len(pipeline.trajectory_unet.config.block_out_channels) - 1)
     for what, values in SCALES.items():
         found[what] = []
         for value in tqdm(values, desc=what, unit='call'):
             options = {} if what == 'resolution' else {what: value}
             factor = value if what == 'resolution' else 1
-            fitted = tuple(round(factor * side / cell) * cell for side in size)
+            fitted = tuple(factor * side for side in size)
             pipeline.register_to_config(sample_size=fitted)
             wanted = request(steps, masks_only=False, **options)
             if wanted.num_frames and wanted.num_frames < pipeline.config.num_frames:

@@ -229,3 +229,25 @@ def test_policies_are_those_of_the_result_file():
         for numbers, look in zip(told, ('training', 'changed'), strict=True):
             found = rows[key]['looks'][look]
             assert numbers == [round(found[part]) for part in ('success', 'low', 'high')]
+
+
+def test_speed_is_that_of_the_result_files():
+    latency = json.loads((ROOT / 'benchmarks/results/latency_cpu.json').read_text())
+    for row, kind in (('masks and video', 'whole call'), ('masks only', 'trajectory only')):
+        found = latency[kind]['median']
+        cells = README.split(f'| {row} |')[1].split('\n')[0].split('|')
+        assert float(cells[0]) == round(found['trajectory'], 2)
+        assert float(cells[2]) == round(found['outside the model'], 2)
+        assert float(cells[3]) == round(found['total'], 1)
+    (ready,) = re.search(r'ready (\d+) s after its start', README).groups()
+    assert int(ready) == int(latency['start-up']['warm']['median'])
+    speed = json.loads((ROOT / 'benchmarks/results/speed_cpu.json').read_text())
+    seconds, times = re.search(r'a plan takes ([\d.]+) s, ([\d.]+) times less', README).groups()
+    assert float(seconds) == round(speed['rows']['ours']['parts']['total']['median'], 2)
+    assert float(times) == round(speed['faster']['ours']['median'], 1)
+    rows = json.loads((ROOT / 'benchmarks/results/denoising_steps.json').read_text())['rows']
+    losses = [
+        value['loss']['high'] for value in rows['4'].values() if isinstance(value, dict) and 'loss' in value
+    ]
+    assert len(losses) == 5
+    assert max(losses) < 0
