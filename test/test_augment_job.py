@@ -536,3 +536,6 @@ def test_repainting_is_the_default_and_needs_no_model(source, tmp_path):
     assert main([*command, '--model', str(tmp_path / 'none'), '--other-cameras', 'keep']) == 0
     record = records(tmp_path / 'out')[0]
     assert (record['keep'], record['model'], record['weights']) == ('everything', None, None)
+    card = (tmp_path / 'out/README.md').read_text()
+    assert 'each recorded frame is repainted by its masks, no model draws. Actions' in card
+    assert 'None' not in card

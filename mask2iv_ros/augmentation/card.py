@@ -26,13 +26,17 @@ of the {{ source_episodes }} episodes of `{{ source }}`.
 ## How the episodes were made
 
 {% if job.mode == 'same_motion' -%}
-* Same motion, new looks: the recorded masks drive the model from an edited first frame. Actions, states and
-  all other columns are those of the source episode.
+* Same motion, new looks: {% if job.method.get('keep') == 'everything' -%}
+  each recorded frame is repainted by its masks, no model draws.
+{%- else -%}
+  the recorded masks drive the model from an edited first frame.
+{%- endif %} Actions, states
+  and all other columns are those of the source episode.
 {%- else -%}
 * New motion: masks and video are generated. Actions and states are the estimate of an inverse-dynamics
   model, not what a robot did.
 {%- endif %}
-{%- for key, value in job.method.items() %}
+{%- for key, value in job.method.items() if value is not none %}
 * {{ key }}: {{ value }}
 {%- endfor %}
 * {{ job.variants }} variants of each source episode, seed {{ job.seed }}.
