@@ -121,7 +121,8 @@ def main(arguments: list[str] | None = None) -> None:
         out.mkdir(parents=True, exist_ok=True)
         evaluation = Evaluation({'model': pipeline}, out, settings, Extractors(None, '', pipeline.device))
         reports[steps] = evaluation.run(reader, 'test', options.clips)
-        clips[steps] = [line['rows'] for line in read_lines(out / 'test.clips.jsonl') if 'rows' in line]
+        lines = read_lines(out / 'test.clips.jsonl')[1:]
+        clips[steps] = [line.get('rows', {}) for line in lines[: options.clips or None]]
     seconds = time_calls(pipelines, reader.read(0))
     most, rows = max(reports), {}
     for steps, report in reports.items():
@@ -131,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
             pairs = [
                 (a[row][metric], b[row][metric])
                 for a, b in zip(clips[steps], clips[most], strict=True)
-                if metric in a[row] and metric in b[row]
+                if metric in a.get(row, ()) and metric in b.get(row, ())
             ]
             if steps != most and pairs:
                 found['loss'] = loss(*np.array(pairs).T, more_is_better)
@@ -140,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
         'model': pipeline.config.name,
         'dtype': str(pipeline.dtype),
         'data': options.data.name,
-        'clips': len(clips[most]),
+        'clips': sum(map(bool, clips[most])),
         'rows': rows,
     }
     options.output.with_suffix('.json').write_text(json.dumps(report, indent=1) + '\n')

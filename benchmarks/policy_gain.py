@@ -7,6 +7,10 @@
     python benchmarks/policy_gain.py OUT --row real_4n --data REAL/train:48
     python benchmarks/policy_gain.py OUT --row ordinary --data REAL/train:12 --transforms
     python benchmarks/policy_gain.py OUT --row every_frame --data REAL/train:12 OUT/data/every_frame
+    python benchmarks/policy_gain.py OUT --row every_frame_ordinary --transforms \
+        --data REAL/train:12 OUT/data/every_frame
+    python benchmarks/policy_gain.py OUT --make same_motion --data REAL/train:12 --variants 10
+    python benchmarks/policy_gain.py OUT --row same_motion --data REAL/train:12 OUT/data/same_motion
     python benchmarks/policy_gain.py OUT --table   # results/policy_gain.{json,md,png} of OUT
     python benchmarks/policy_gain.py OUT --replay   # results/policy_gain_replay.{json,md}
 
@@ -22,7 +26,7 @@ executed as `metaworld.Scene.drive` does, `EXECUTED` at a time. OUT/ROW.jsonl ha
 depends on data and seed alone, and continues where it stopped.
 
 `--make` writes a dataset from the first one of `--data`: `every_frame` edits every frame by its masks, the
-same look over an episode, without any model: the baseline that a model has to beat; `same_motion` generates
+same look over an episode, without any model, as `mask2iv augment` does by default; `same_motion` generates
 from an edited first frame. `mask2iv augment` makes such datasets with gates and at scale.
 
 `--replay` asks what any policy's success rests on: whether recorded actions, executed again from the same
@@ -48,7 +52,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from mask2iv_ros.augmentation.looks import Looks
+from mask2iv_ros.augmentation.looks import LOOKS_VERSION, Looks
 from mask2iv_ros.augmentation.same_motion import SameMotion
 from mask2iv_ros.data.episodes import EpisodeReader, open_dataset
 from mask2iv_ros.data.lerobot import LeRobotClipWriter
@@ -338,11 +342,11 @@ def run(args) -> None:
     out, row = args.out, args.row
     out.mkdir(parents=True, exist_ok=True)
     settings = {'data': args.data, 'transforms': args.transforms, 'real_share': args.real_share}
-    settings |= {'tasks': args.tasks, 'steps': args.steps}
+    demonstrations = load(args.data, args.tasks)
+    settings |= {'tasks': args.tasks, 'steps': args.steps, 'episodes': list(demonstrations.episodes)}
     refuse_other_settings(out / f'{row}.json', settings)
     drop_cut_off_line(out / f'{row}.jsonl')
     done = {(e['train_seed'], e['task'], e['seed'], e['look']) for e in read_lines(out / f'{row}.jsonl')}
-    demonstrations = load(args.data, args.tasks)
     size = demonstrations.frame_size
     plan = [
         (train_seed, task, seed, look)
@@ -381,6 +385,9 @@ def make(args) -> Path:
         method = SameMotion(load_pipeline(args.model), Looks())
     reader, chosen = chosen_episodes(args.data[0], args.tasks)
     root = args.out / 'data' / args.make
+    root.parent.mkdir(parents=True, exist_ok=True)
+    facts = {'data': args.data[0], 'variants': args.variants, 'model': args.model, 'looks': LOOKS_VERSION}
+    refuse_other_settings(root.with_suffix('.json'), facts)
     jobs = [(variant, index) for variant in range(args.variants) for index in chosen]
     done = len(open_dataset(root)) if root.exists() else 0
     with LeRobotClipWriter(root, robot_type='sawyer') as writer:
@@ -441,9 +448,14 @@ def write_replay(results: Path, tasks: list[str], episodes: int, strides=(2, 4, 
 
 
 def share(lines: list[dict]) -> dict:
-    """Success in per cent with its interval, and that of each trained policy."""
+    """Success in per cent with its interval, and that of each trained policy.
+
+    Looks and policies meet the same placements, and 'surroundings' is the room of 'strong': the interval is
+    that of as many trials as there are placements.
+    """
     solved = sum(line['success'] for line in lines)
-    low, high = wilson_interval(solved, len(lines))
+    trials = len({(line['task'], line['seed']) for line in lines})
+    low, high = wilson_interval(trials * solved / len(lines), trials)
     policies = {}
     for line in lines:
         policies.setdefault(line['train_seed'], []).append(line['success'])
@@ -497,15 +509,18 @@ def write_table(out: Path, results: Path) -> None:
         return '' if found is None else f'{found["success"]:.0f} [{found["low"]:.0f}, {found["high"]:.0f}]'
 
     text = [
-        f'Success in per cent with 95 % intervals (Wilson); changed: {" and ".join(CHANGED)}; '
-        'see `policy_gain.py`.',
+        'Success in per cent with 95 % intervals (Wilson, of as many trials as placements); changed: '
+        f'{" and ".join(CHANGED)}; see `policy_gain.py`.',
         '',
         '| row | data | ' + ' | '.join(columns) + ' | policies, changed |',
         '|---' * (len(columns) + 3) + '|',
     ]
     for name, row in rows.items():
         settings = row['settings']
-        data = ' + '.join(settings['data']) + (' + transforms' if settings['transforms'] else '')
+        counts = zip(settings['data'], settings['episodes'], strict=True)
+        data = ' + '.join(f'{name} ({count} episodes)' for name, count in counts) + (
+            ' + transforms' if settings['transforms'] else ''
+        )
         if settings['real_share'] is not None:
             data += f', {settings["real_share"]:.0%} of a batch real'
         each = row['looks'].get('changed', {'policies': {}})['policies'].values()
@@ -520,7 +535,7 @@ def write_table(out: Path, results: Path) -> None:
     if 'real' in rows:
         text += [
             '',
-            'Points above `real` (95 % interval of Newcombe; over episodes, not training seeds):',
+            'Points above `real` (95 % interval of Newcombe; over placements, not training seeds):',
             '',
         ]
         text += ['| row | ' + ' | '.join(columns) + ' |', '|---' * (len(columns) + 1) + '|']

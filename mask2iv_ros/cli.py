@@ -259,9 +259,10 @@ def augment(args: argparse.Namespace) -> None:
     import functools
 
     from mask2iv_ros.augmentation.job import augment
-    from mask2iv_ros.augmentation.method import build_method, build_thresholds, method_facts
+    from mask2iv_ros.augmentation.method import build_method, build_thresholds, check_options, method_facts
     from mask2iv_ros.augmentation.worker import Job
 
+    check_options(args)
     job = Job(
         source=str(args.source),
         mode=args.mode.replace('-', '_'),
@@ -571,7 +572,8 @@ def build_parser() -> argparse.ArgumentParser:
         '--keep',
         choices=['nothing', 'background', 'everything'],
         help='what the model does not draw. everything (without --pictures the default): each recorded frame '
-        'is repainted by its masks, without a model; background: that of a still camera is repainted, the '
+        'is repainted by its masks, without a model (if the camera moves, without patterns and things '
+        'on the background); background: that of a still camera is repainted, the '
         'model draws the rest',
     )
     sub.add_argument(

@@ -522,7 +522,7 @@ def test_the_command_makes_a_dataset_and_its_exit_status_tells_failures(source, 
     assert 'differs in' in capsys.readouterr().err
 
 
-def test_repainting_is_the_default_and_needs_no_model(source, tmp_path):
+def test_repainting_is_the_default_and_needs_no_model(source, tmp_path, capsys):
     command = [
         'augment',
         str(source),
@@ -533,9 +533,21 @@ def test_repainting_is_the_default_and_needs_no_model(source, tmp_path):
         '--device',
         'cpu',
     ]
-    assert main([*command, '--model', str(tmp_path / 'none'), '--other-cameras', 'keep']) == 0
+    command += ['--other-cameras', 'keep']
+    for option, value in (('--model', str(tmp_path / 'none')), ('--steps', '3')):
+        assert main([*command, option, value]) == 1
+        assert f'{option}: no model draws; say --keep background' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+    assert main(command) == 0
     record = records(tmp_path / 'out')[0]
     assert (record['keep'], record['model'], record['weights']) == ('everything', None, None)
+    assert record['looks']['object'] == Looks().object
     card = (tmp_path / 'out/README.md').read_text()
     assert 'each recorded frame is repainted by its masks, no model draws. Actions' in card
     assert 'None' not in card
+
+
+def test_new_motions_refuse_what_changes_looks(source, tmp_path, capsys):
+    command = ['augment', str(source), str(tmp_path / 'out'), '--ungated', '--mode', 'new-motion']
+    assert main([*command, '--keep', 'background', '--change', 'light']) == 1
+    assert '--keep, --change: new motions have no new looks' in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """Promises of what is kept of recorded frames while a model draws the rest."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -99,6 +101,18 @@ def test_keeping_everything_edits_each_recorded_frame_and_needs_no_model():
     (made,) = SameMotion(None, Looks(), keep='everything')({'front': clip}, seed=3).values()
     look = Looks().draw(np.random.default_rng(3))
     assert np.array_equal(made.frames, look.all_frames(clip.frames, clip.labels))
+
+
+def test_on_a_moving_background_nothing_has_a_place():
+    looks, moving = Looks(object=0, light=0, background=1, texture=1), _clip(camera_speed=4)
+    for seed in range(20):
+        look = looks.draw(np.random.default_rng(seed))
+        if look.distractors:
+            break
+    assert look.background.pattern != 'plain'
+    (made,) = SameMotion(None, looks, keep='everything')({'front': moving}, seed=seed).values()
+    plain = replace(look, background=replace(look.background, pattern='plain'), distractors=())
+    assert np.array_equal(made.frames, plain.all_frames(moving.frames, moving.labels))
 
 
 def test_a_given_picture_becomes_the_first_frame(tiny_pipeline):

@@ -8,7 +8,7 @@ the same at any resolution.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import ClassVar
 
@@ -18,6 +18,8 @@ from scipy.cluster.vq import kmeans2
 
 from mask2iv_ros import labels as lb
 
+#: Counts changes of what a seed draws, so that no job goes on with other looks than it began with.
+LOOKS_VERSION = 2
 PATTERNS = ('plain', 'stripes', 'checks', 'dots', 'marble')
 SHAPES = ('ball', 'box', 'cylinder')
 #: Luminance of linear-light RGB is close enough to this of gamma-coded values (Rec. 601).
@@ -305,6 +307,11 @@ class Look:
             Distractor(**{k: _tuples(v) for k, v in thing.items()}) for thing in parts['distractors'] or ()
         ]
         return cls(**made, distractors=tuple(things))
+
+    def for_moving_camera(self) -> Look:
+        """Without what has a place in the picture: things that stand about, patterns of the background."""
+        background = self.background and replace(self.background, pattern='plain')
+        return replace(self, background=background, distractors=())
 
     def __call__(
         self,

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import argparse
 import functools
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from mask2iv_ros.augmentation.gates import Thresholds, measure
-from mask2iv_ros.augmentation.looks import Look, Looks, Pictures
+from mask2iv_ros.augmentation.looks import LOOKS_VERSION, Look, Looks, Pictures
 from mask2iv_ros.augmentation.same_motion import SameMotion
 from mask2iv_ros.augmentation.worker import Measure, Method
 from mask2iv_ros.weights import default_model_path, hash_weights, unpack
 
 #: What `Looks` can change.
 CHANGES = tuple(part.name for part in fields(Look))
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raise ValueError for options that the job would ignore."""
+    ignored = []
+    if not _draws(args):
+        ignored = [name for name in ('model', 'steps') if getattr(args, name)]
+        why = 'no model draws; say --keep background to have one'
+    elif args.mode == 'new-motion':
+        ignored = [name for name in ('keep', 'change', 'pictures') if getattr(args, name)]
+        why = 'new motions have no new looks'
+    if ignored:
+        raise ValueError(f'{", ".join("--" + name for name in ignored)}: {why}')
 
 
 def build_method(args: argparse.Namespace) -> tuple[Method, Measure | None]:
@@ -40,9 +53,7 @@ def build_method(args: argparse.Namespace) -> tuple[Method, Measure | None]:
     segmenter = Segmenter.from_pretrained(args.segmenter, local_files_only=True)
     segmenter = segmenter.to(choose_device(args.device)).eval()
     window = pipeline and pipeline.config.num_frames
-    return method, functools.partial(
-        measure, segmenter=segmenter, inverse_dynamics=dynamics, window=window
-    )  # fmt: skip
+    return method, functools.partial(measure, segmenter=segmenter, inverse_dynamics=dynamics, window=window)
 
 
 def _kept(args: argparse.Namespace) -> str:
@@ -100,6 +111,8 @@ def method_facts(args: argparse.Namespace) -> dict:
             facts[name] = {'path': str(folder), 'weights': hash_weights(folder)}
     if args.mode == 'new-motion':
         return {**facts, 'goal_shift': args.goal_shift, 'texts': args.texts}
+    if not args.pictures:
+        facts['looks'] = {**asdict(build_edit(args)), 'version': LOOKS_VERSION}
     return {**facts, 'keep': _kept(args), 'change': args.change or list(CHANGES), 'pictures': args.pictures}
 
 

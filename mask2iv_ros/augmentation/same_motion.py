@@ -1,4 +1,4 @@
-"""Same motion, new looks: an episode's own masks drive stage 2 from an edited first frame."""
+"""Same motion, new looks: masks say where an episode is repainted, or drive stage 2 from an edited frame."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class SameMotion:
         keep: what is not left to the model. 'background': with a camera that is measured to stand still, the
             background comes from the recorded frames in the new look (or from the first frame, if that is a
             given picture or a function's), and the model draws actor, object and a band around them.
-            'everything': each recorded frame is edited by its own masks and no model draws; for `Looks` only.
+            'everything': each recorded frame is edited by its own masks and no model draws; for `Looks` only,
+            and if the camera moves, without patterns and things on the background.
             'nothing': the model draws all.
 
     Raises:
@@ -71,17 +72,20 @@ class SameMotion:
             raise ValueError(f'{camera}: expected masks, which `mask2iv segment` draws; got none')
         record, rng = {}, np.random.default_rng(seed)
         look = self.edit.draw(rng) if isinstance(self.edit, Looks | Pictures) else None
+        moves = background_change(clip.frames, clip.labels) > STATIC_SHARE
         if look is None:
             first = self.edit(clip.frames[0], clip.labels[0], rng)
         else:
             record['look'] = look.describe()
+            if self.keep == 'everything' and moves:
+                look = look.for_moving_camera()
             occupied = (clip.labels != lb.BACKGROUND).any(axis=0)
             first = look(clip.frames[0], clip.labels[0], occupied, camera)
         if self.keep == 'everything':
             frames, record['kept'] = look.all_frames(clip.frames, clip.labels), 'everything'
         else:
             frames, record['kept'] = self._draw(clip, first, seed), 'nothing'
-            if self.keep == 'background' and background_change(clip.frames, clip.labels) <= STATIC_SHARE:
+            if self.keep == 'background' and not moves:
                 record['kept'] = 'background'
                 if isinstance(look, Look):
                     backdrop, kept = look.all_frames(clip.frames, clip.labels), background(clip.labels)
