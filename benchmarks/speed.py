@@ -266,8 +266,8 @@ def scaling(pipeline: Mask2IVPipeline, steps: int, runs: int) -> dict[str, list[
 def scaling_table(report: dict) -> str:
     lines = [
         f'{report["model"]}, {report["dtype"][6:]}, {report["steps"]} steps, {report["processor"]}, '
-        f'{report["threads"]} threads; masks and video, medians of {report["runs"]} calls, see `speed.py`. On a CPU '
-        'the memory is that of the process, which keeps some of what the rows above it took.',
+        f'{report["threads"]} threads; masks and video, medians of {report["runs"]} calls, see `speed.py`. '
+        'On a CPU the memory is that of the process, which keeps some of what the rows above it took.',
         '',
         '| | | seconds | from to | clips an hour | peak memory, GiB |',
         '|---|---|---|---|---|---|',
