@@ -254,3 +254,13 @@ def test_speed_is_that_of_the_result_files():
     ]
     assert len(losses) == 5
     assert max(losses) < 0
+
+
+def test_the_second_task_is_that_of_its_result_file():
+    rows = json.loads((ROOT / 'benchmarks/results/policy_gain_drawer.json').read_text())['rows']
+    told = re.search(
+        r'(\d+) % instead of (\d+) under other looks, \*\*but (\d+) % instead of (\d+) under', README
+    )
+    looks = 'changed', 'changed', 'training', 'training'
+    found = zip(('every_frame', 'real') * 2, looks, strict=True)
+    assert [int(x) for x in told.groups()] == [round(rows[r]['looks'][look]['success']) for r, look in found]
