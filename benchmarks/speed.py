@@ -372,7 +372,7 @@ def main(arguments: list[str] | None = None) -> None:
         draw_scaling(report, output.with_suffix('.png'))
         write(report, scaling_table(report), output)
         return
-    plain = torch.bfloat16 if ours.device.type == 'cuda' else torch.float32
+    plain = torch.bfloat16 if is_cuda else torch.float32
     rows = {
         'reference': Row(ours if ours.dtype == plain else load(plain), PUBLIC_STEPS),
         'ours': Row(ours, options.steps),

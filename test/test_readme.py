@@ -91,6 +91,13 @@ def table(header: str) -> dict[str, list[float]]:
     return {row[0]: [float(re.match(r'-?[\d.]+', cell)[0]) for cell in row[1:]] for row in cells}
 
 
+def cells(header: str, name: str) -> list[str]:
+    """The other cells of the row that begins with `name`, in the README's table that begins with `header`."""
+    section = README.split(f'| {header} |')[1].split('\n\n')[0]
+    (line,) = [line for line in section.splitlines() if line.startswith(f'| {name} |')]
+    return line.split('|')[2:-1]
+
+
 def test_quality_tables_are_those_of_the_result_file():
     summary = json.loads((ROOT / 'benchmarks/results/simulated_quality/test.json').read_text())['summary']
     means = {row: {name: value['mean'] for name, value in values.items()}
@@ -168,10 +175,10 @@ def test_recipes_are_compared_as_in_the_result_file():
         "the paper's stage 2, shown the true masks": 'ours - paper, oracle masks',
         'one stage without masks, told the text': 'ours - one_stage, text',
     }
-    section = README.split('| ours against |')[1].split('\n\n')[0]
     for name, key in names.items():
-        (row,) = [line for line in section.splitlines() if line.startswith(f'| {name} |')]
-        told = [[float(x) for x in re.findall(r'[+-]?\d+\.\d', cell)] for cell in row.split('|')[2:4]]
+        told = [
+            [float(x) for x in re.findall(r'[+-]?\d+\.\d', cell)] for cell in cells('ours against', name)[:2]
+        ]
         for numbers, metric, factor in zip(told, ('object_iou', 'psnr'), (100, 1), strict=True):
             value = found[key].get(metric)
             expected = [] if value is None else [value[part] * factor for part in ('mean', 'low', 'high')]
@@ -222,25 +229,24 @@ def test_policies_are_those_of_the_result_file():
         'the 12 and 10 copies of each that the embedded model drew (`--keep background`)': 'same_motion',
         '48 demonstrations': 'real_4n',
     }
-    section = README.split('| trained on |')[1].split('\n\n')[0]
     for name, key in names.items():
-        (line,) = [line for line in section.splitlines() if line.startswith(f'| {name} |')]
-        told = [[int(x) for x in re.findall(r'\d+', cell)] for cell in line.split('|')[2:4]]
+        *found_cells, each = cells('trained on', name)
+        told = [[int(x) for x in re.findall(r'\d+', cell)] for cell in found_cells]
         for numbers, look in zip(told, ('training', 'changed'), strict=True):
             found = rows[key]['looks'][look]
             assert numbers == [round(found[part]) for part in ('success', 'low', 'high')]
         policies = rows[key]['looks']['changed']['policies'].values()
-        assert line.split('|')[4].strip() == ', '.join(f'{value:.0f}' for value in policies)
+        assert each.strip() == ', '.join(f'{value:.0f}' for value in policies)
 
 
 def test_speed_is_that_of_the_result_files():
     latency = json.loads((ROOT / 'benchmarks/results/latency_cpu.json').read_text())
     for row, kind in (('masks and video', 'whole call'), ('masks only', 'trajectory only')):
         found = latency[kind]['median']
-        cells = README.split(f'| {row} |')[1].split('\n')[0].split('|')
-        assert float(cells[0]) == round(found['trajectory'], 2)
-        assert float(cells[2]) == round(found['outside the model'], 2)
-        assert float(cells[3]) == round(found['total'], 1)
+        stage_1, _, outside, total = cells('seconds', row)
+        assert float(stage_1) == round(found['trajectory'], 2)
+        assert float(outside) == round(found['outside the model'], 2)
+        assert float(total) == round(found['total'], 1)
     ready = re.search(r'ready (\d+) s after its start \((\d+) s the first', README).groups()
     measured = [latency['start-up'][kind]['median'] for kind in ('warm', 'cold')]
     assert list(map(int, ready)) == [round(value) for value in measured]

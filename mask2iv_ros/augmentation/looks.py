@@ -498,15 +498,19 @@ def _draw_colours(
     """(count, 3) RGB of 0..1: any hue and saturation, few strong ones if `exponent` is large."""
     hue, saturation, bright = rng.uniform(0, 1, (3, count, 1))
     low, high = brightness
-    colours = 1 - saturation**exponent * (0.5 - 0.5 * np.cos(2 * np.pi * (hue + THIRDS)))
-    return (low + (high - low) * bright) * colours
+    return (low + (high - low) * bright) * _tint(hue, saturation**exponent)
 
 
 def _draw_colour(rng: np.random.Generator) -> tuple[float, float, float]:
     """An RGB colour of luminance 1: any hue, pale or strong."""
     hue, saturation = rng.uniform(), rng.uniform(0.15, 0.9)
-    colour = 1 - saturation * (0.5 - 0.5 * np.cos(2 * np.pi * (hue + THIRDS)))
+    colour = _tint(hue, saturation)
     return tuple(float(c) for c in colour / (colour @ LUMINANCE))
+
+
+def _tint(hue: np.ndarray | float, saturation: np.ndarray | float) -> np.ndarray:
+    """RGB of 0..1, as bright as can be; `hue` in turns."""
+    return 1 - saturation * (0.5 - 0.5 * np.cos(2 * np.pi * (hue + THIRDS)))
 
 
 def _soften(image: np.ndarray) -> np.ndarray:

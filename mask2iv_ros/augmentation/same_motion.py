@@ -72,7 +72,7 @@ class SameMotion:
             raise ValueError(f'{camera}: expected masks, which `mask2iv segment` draws; got none')
         record, rng = {}, np.random.default_rng(seed)
         look = self.edit.draw(rng) if isinstance(self.edit, Looks | Pictures) else None
-        moves = background_change(clip.frames, clip.labels) > STATIC_SHARE
+        moves = self.keep != 'nothing' and background_change(clip.frames, clip.labels) > STATIC_SHARE
         if look is None:
             first = self.edit(clip.frames[0], clip.labels[0], rng)
         else:
