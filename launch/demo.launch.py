@@ -67,6 +67,8 @@ def generate_launch_description():
                 executable='rviz2',
                 namespace=LaunchConfiguration('namespace'),
                 arguments=['-d', os.path.join(share, 'config', 'mask2iv.rviz')],
+                # Its camera display looks for the calibration outside of any namespace.
+                remappings=[('/camera_info', 'camera_info')],
                 condition=IfCondition(LaunchConfiguration('rviz')),
             ),
         ]

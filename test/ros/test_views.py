@@ -7,6 +7,13 @@ import numpy as np
 import pytest
 import yaml
 from geometry_msgs.msg import Point, PoseStamped, Vector3
+from rclpy.qos import (
+    DurabilityPolicy,
+    QoSCompatibility,
+    QoSProfile,
+    ReliabilityPolicy,
+    qos_check_compatible,
+)
 from visualization_msgs.msg import Marker
 
 from mask2iv_ros.msg import FrameMotion, InteractionPlan, PlanCheck
@@ -36,6 +43,38 @@ def test_rviz_shows_what_is_published_with_the_right_type(published):
     for display in displays:
         kind = RVIZ_TYPES[display['Class'].removeprefix('rviz_default_plugins/')]
         assert published['/' + display['Topic']['Value']] == kind, display['Name']
+
+
+def test_rviz_asks_for_what_publishers_offer(published, peer):
+    """Latched topics are asked for as latched, or RViz, started after a plan, shows nothing of it."""
+    manager = yaml.safe_load((CONFIG / 'mask2iv.rviz').read_text())['Visualization Manager']
+    for topic in (display['Topic'] for display in manager['Displays'] if 'Topic' in display):
+        (offer,) = peer.node.get_publishers_info_by_topic('/' + topic['Value'])
+        asked = QoSProfile(
+            depth=topic['Depth'],
+            durability=DurabilityPolicy[topic['Durability Policy'].upper().replace(' ', '_')],
+            reliability=ReliabilityPolicy[topic['Reliability Policy'].upper().replace(' ', '_')],
+        )
+        assert qos_check_compatible(offer.qos_profile, asked)[0] != QoSCompatibility.ERROR, topic
+        assert asked.durability == offer.qos_profile.durability, topic
+
+
+def test_rviz_places_every_pane():
+    """What the window's state leaves out is stacked at the left; RViz has no default for the two flags."""
+    content = yaml.safe_load((CONFIG / 'mask2iv.rviz').read_text())
+    geometry = content['Window Geometry']
+    assert geometry['Hide Left Dock'] is False
+    assert geometry['Hide Right Dock'] is False
+    displays = content['Visualization Manager']['Displays']
+    panes = [display['Name'] for display in displays if display['Class'].endswith(('/Camera', '/Image'))]
+    state = bytes.fromhex(geometry['QMainWindow State'])
+    for name in panes + [panel['Name'] for panel in content['Panels']]:
+        text = name.encode('utf-16-be')
+        assert len(text).to_bytes(4) + text in state, name
+    (camera,) = (display for display in displays if display['Class'].endswith('/Camera'))
+    # Axes at the eye of the camera would hide the image.
+    assert camera['Visibility'] == {'Value': True, 'Camera frame': False}
+    assert {'Camera frame'} < {display['Name'] for display in displays}
 
 
 def test_foxglove_shows_what_is_published_with_the_right_type(published):
@@ -69,6 +108,8 @@ def test_the_foxglove_layout_places_every_panel_once():
 
     assert set(content) == {'configById', 'globalVariables', 'userNodes', 'playbackConfig', 'layout'}
     assert sorted(leaves(content['layout'])) == sorted(content['configById'])
+    for name, panel in content['configById'].items():  # Lichtblick, its open successor, has another key
+        assert panel.get('lichtblickPanelTitle') == panel.get('foxglovePanelTitle'), name
     assert {name.split('!')[0] for name in content['configById']} == {
         'Image',
         '3D',
