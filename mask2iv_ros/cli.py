@@ -583,8 +583,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         '--goal-shift',
         type=float,
-        default=0.3,
-        help="how far goals of new motions are from the recorded ones, in parts of the object's way",
+        help="how far goals of new motions are from the recorded ones, in parts of the object's way; 0.3 if "
+        'left out',
     )
     sub.add_argument('--variants', type=int, default=3, help='new episodes for each recorded one')
     sub.add_argument('--cameras', nargs='+', help='cameras to generate; all with masks if left out')

@@ -6,6 +6,8 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -289,6 +291,44 @@ def test_a_split_of_episodes_without_group_is_refused(source):
         grouped_split(source, 0.5)
 
 
+def lerobot(script: str, *options: str) -> str:
+    """Run a command of LeRobot; returns what it said."""
+    command = [sys.executable, '-m', f'lerobot.scripts.lerobot_{script}', *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def test_lerobot_train_trains_and_evaluates_on_it(made, tmp_path):
+    policy = {'type': 'act', 'device': 'cpu', 'push_to_hub': 'false', 'pretrained_backbone_weights': 'null'}
+    policy |= {'dim_model': 8, 'n_heads': 1, 'dim_feedforward': 8, 'n_encoder_layers': 1, 'use_vae': 'false'}
+    policy |= {'chunk_size': 4, 'n_action_steps': 4}
+    data = {'repo_id': 'out', 'root': made.out, 'video_backend': 'pyav', 'eval_split': 0.25}
+    told = lerobot(
+        'train',
+        *(f'--policy.{key}={value}' for key, value in policy.items()),
+        *(f'--dataset.{key}={value}' for key, value in data.items()),
+        *('--steps=2', '--log_freq=1', '--eval_steps=2', '--batch_size=2', '--num_workers=0'),
+        *('--save_checkpoint=false', f'--output_dir={tmp_path / "run"}'),
+    )
+    assert '6 train, 2 eval' in told
+    assert np.isfinite(float(re.search(r'step:2 .* loss:([\d.naif]+)', told)[1]))
+    assert np.isfinite(float(re.search(r'eval_loss=([\d.naif]+)', told)[1]))
+
+
+def test_lerobot_edit_dataset_splits_it_as_the_card_says(made, tmp_path, capsys):
+    card = (made.out / 'README.md').read_text()
+    (code,) = re.findall(r'python -c "(.*)"', card)
+    exec(code.replace('FOLDER', str(made.out)).replace('0.1', '0.5'))
+    splits = capsys.readouterr().out.strip()
+    (options,) = re.findall(r'lerobot-edit-dataset (.*)"{...}"', card)
+    folders = ['--repo_id=out', f'--root={made.out}', f'--new_root={tmp_path}']
+    lerobot('edit_dataset', *folders, *f'{options}{splits}'.split(' ', 1))
+    pixels = [open_dataset(root).read(0, camera='top').frames for root in (made.out, tmp_path / 'train')]
+    np.testing.assert_array_equal(*pixels)
+    assert [len(open_dataset(tmp_path / side)) for side in ('train', 'val')] == [6, 2]
+
+
 def test_lerobots_own_eval_split_sees_held_out_episodes_alone(made):
     from lerobot.configs.default import DatasetConfig
     from lerobot.configs.train import TrainPipelineConfig
@@ -326,6 +366,21 @@ def test_another_command_on_the_same_folder_is_refused_with_what_differs(made, s
         augment(made.job, source / 'new', build_tiny)
 
 
+def test_a_command_that_made_nothing_does_not_bind_the_next(source, tmp_path):
+    def missing():
+        raise FileNotFoundError('no such model')
+
+    with pytest.raises(FileNotFoundError):
+        augment(job_of(source, seed=1), tmp_path / 'out', missing)
+    assert augment(job_of(source, seed=2), tmp_path / 'out', lambda: (Tint(), None)).complete
+
+
+def test_a_source_without_actions_is_made_and_told_of(source, tmp_path, capsys):
+    augment(job_of(source, drop=('action',)), tmp_path / 'out', lambda: (Tint(), None))
+    assert 'will have no actions' in capsys.readouterr().err
+    assert 'There are no\n  actions; all other' in (tmp_path / 'out/README.md').read_text()
+
+
 @pytest.mark.parametrize('error', [BadEpisode('torn'), ZeroDivisionError('torn')])
 def test_a_poisoned_episode_is_reported_and_the_others_are_made(source, tmp_path, error):
     report = augment(job_of(source), tmp_path / 'out', lambda: (Tint(error, length=10), None))
@@ -358,6 +413,53 @@ def test_a_full_disk_stops_the_job_soon(source, tmp_path):
     method = Full()
     report = augment(job_of(source), tmp_path / 'out', lambda: (method, None))
     assert (report.complete, method.calls) == (False, 3)
+
+
+@pytest.mark.parametrize('cause', [OSError(errno.ENOSPC, 'full'), OSError('Not enough disk space.')])
+def test_what_a_full_disk_makes_look_damaged_is_not_given_up(source, tmp_path, cause):
+    torn = BadEpisode('damaged')
+    torn.__cause__ = cause
+    report = augment(job_of(source), tmp_path / 'out', lambda: (Tint(torn, length=10), None))
+    assert not report.complete
+    assert 'No space left on device: damaged' in report.failed[0]
+
+
+def run_on_a_growing_disk(source, disk, out):
+    """For a process of its own, which may mount `disk`: the job, tried anew whenever the disk is larger."""
+    stamps, told = {}, []
+    for size in range(200, 4000, 100):
+        subprocess.run(['mount', '-o', f'remount,size={size}k', disk], check=True)
+        try:
+            report = augment(job_of(source), f'{disk}/out', lambda: (Tint(), None))
+        except OSError as error:
+            told.append(str(error))
+        else:
+            if report.complete:
+                break
+            told += report.failed
+        assert not Path(disk, 'out').exists()
+        assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+        stamps = {path: path.stat().st_mtime_ns for path in Path(disk).glob('out.parts/episode_*/**/*.*')}
+    shutil.copytree(f'{disk}/out', out)
+    assert all('no space left on device' in reason.lower() for reason in told), told
+    assert any('to join them' in reason for reason in told)
+
+
+def test_a_really_full_disk_costs_nothing_that_is_finished(source, tmp_path):
+    disk = tmp_path / 'disk'
+    disk.mkdir()
+    mount = f'mount -t tmpfs -o size=100k tmpfs {disk}'
+    alone = ['unshare', '--user', '--map-root-user', '--mount', 'sh', '-c']
+    if not shutil.which('unshare') or subprocess.run([*alone, mount], capture_output=True).returncode:
+        pytest.skip('no disk can be mounted here')
+    paths = [str(path) for path in (source, disk, tmp_path / 'out')]
+    code = f'from test_augment_job import run_on_a_growing_disk; run_on_a_growing_disk(*{paths})'
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)}
+    command = [*alone, f'{mount} && "$0" -c "$1"', sys.executable, code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert augment(job_of(source), tmp_path / 'whole', lambda: (Tint(), None)).complete
+    assert_equal_runs(tmp_path / 'out', tmp_path / 'whole')
 
 
 def test_out_of_memory_is_tried_with_half_the_batch_and_then_named(source, tmp_path):
@@ -551,3 +653,23 @@ def test_new_motions_refuse_what_changes_looks(source, tmp_path, capsys):
     command = ['augment', str(source), str(tmp_path / 'out'), '--ungated', '--mode', 'new-motion']
     assert main([*command, '--keep', 'background', '--change', 'light']) == 1
     assert '--keep, --change: new motions have no new looks' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('options', 'told'),
+    [
+        (['--ungated', '--goal-shift', '0.5'], '--goal-shift: the motion stays as recorded'),
+        (['--ungated', '--gates', 'sharpness=1'], '--gates: nothing is measured without --segmenter'),
+        (['--ungated', '--inverse-dynamics', 'x'], '--inverse-dynamics: nothing is measured'),
+        (['--segmenter', 'none'], '--segmenter: expected a folder with config.json'),
+        (['--segmenter', 'none', '--ungated'], '--ungated: with --segmenter, what fails a gate is left out'),
+        (['--ungated', '--variants', '0'], 'variants: expected at least 1, got 0'),
+        (['--ungated', '--seed', '-1'], 'seed: expected at least 0, got -1'),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_before_anything_is_written(
+    source, tmp_path, capsys, options, told
+):
+    assert main(['augment', str(source), str(tmp_path / 'out'), *options]) == 1
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -30,14 +30,19 @@ of the {{ source_episodes }} episodes of `{{ source }}`.
   each recorded frame is repainted by its masks, no model draws.
 {%- else -%}
   the recorded masks drive the model from an edited first frame.
-{%- endif %} Actions, states
+{%- endif %}
+  {%- if has_actions %} Actions, states
   and all other columns are those of the source episode.
+  {%- else %} There are no
+  actions; all other columns are those of the source episode.
+  {%- endif %}
 {%- else -%}
 * New motion: masks and video are generated. Actions and states are the estimate of an inverse-dynamics
   model, not what a robot did.
 {%- endif %}
 {%- for key, value in job.method.items() if value is not none %}
-* {{ key }}: {{ value }}
+* {{ key }}: {% if value is mapping %}{% for name, part in value.items() -%}
+  {{ name }} {{ part }}{{ ', ' if not loop.last }}{% endfor %}{% else %}{{ value }}{% endif %}
 {%- endfor %}
 * {{ job.variants }} variants of each source episode, seed {{ job.seed }}.
 * Cameras: generated {{ cameras.generated | join(', ') }};
@@ -62,11 +67,15 @@ No gate was on: nobody checked that the generated actor moves as the recorded on
 `{{ sidecar }}`, and the columns `{{ record_key }}` (JSON), `{{ mode_key }}`,
 `{{ episode_key }}`, `{{ variant_key }}` and `{{ group_key }}`
 of each episode in meta/episodes, tell source, mode, variant, seed, weights and gate values. LeRobot's
-merge keeps the columns and loses the file; its delete and split lose both
+merge and removal of features keep the columns and lose the file; its delete and split lose both
 {%- if source_key in features %}, and `{{ source_key }}` of each frame stays{% endif %}.
 
-Episodes of the same motion have the actions of their source. Checkers that look for equal actions call them
-duplicates; that is what they are meant to be.
+{% if job.mode == 'same_motion' -%}
+Variants have the actions and states of their source. Checkers that look for equal actions call them
+duplicates; that is what they are meant to be. What checkers say of actions, states and lengths, they say of
+the source as well.
+
+{% endif -%}
 
 ## Training and validation
 
@@ -76,11 +85,16 @@ Episodes with one `{{ group_key }}` show one demonstration and belong on one sid
 python -c "from mask2iv_ros.augmentation.output import grouped_split; print(grouped_split('FOLDER', 0.1))"
 ```
 
-prints such sides, as `lerobot-edit-dataset --operation.type=split --operation.splits=` takes them.
-LeRobot's own `--dataset.eval_split` takes the last episodes of each task.
+prints such sides, as `lerobot-edit-dataset --operation.type=split --operation.splits="{...}"` takes them, and
+`lerobot-train --dataset.episodes="[...]"` one of them.
+LeRobot's own `--dataset.eval_split` (with `--eval_steps`, else nothing is evaluated) takes the last episodes
+of each task.
 {%- if safe_eval_split %} Up to {{ safe_eval_split }}, these are recorded ones that were held out: there
 are no variants of them, and nothing leaks.
 {%- else %} Here that leaks: no recorded episodes were held out for it (`--hold-out`, `--include-source`).
+{%- endif %}
+{%- if counts.recorded %}
+The recorded episodes are in it already: merged with the source, they are there twice.
 {%- endif %}
 
 ## Licence
@@ -101,6 +115,7 @@ def dataset_card(account: dict, form: output.OutputFormat) -> str:
         source=Path(job['source']).name,
         fps=form.fps,
         features=form.features,
+        has_actions=output.has_actions(form.features),
         sidecar=output.SIDECAR,
         record_key=output.RECORD_KEY,
         mode_key=output.MODE_KEY,

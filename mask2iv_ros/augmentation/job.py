@@ -8,6 +8,7 @@ one here, or several on a Ray cluster, whose machines must share that folder.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -28,7 +29,7 @@ from mask2iv_ros.augmentation.card import dataset_card
 from mask2iv_ros.augmentation.executors import EXECUTORS
 from mask2iv_ros.augmentation.worker import Build, Job, Outcome, Worker, failed, part_name, write_json
 from mask2iv_ros.data.episodes import BadEpisode, EpisodeReader, open_dataset
-from mask2iv_ros.data.lerobot import load_metadata
+from mask2iv_ros.data.lerobot import load_metadata, system_error
 
 #: Episodes in a row that find the disk full before the job stops.
 FULL_DISK_PATIENCE = 3
@@ -76,6 +77,7 @@ def augment(
             does not fit the options.
         BlockingIOError: another process does this job.
         RuntimeError: no episode was kept.
+        OSError: the disk has no room for joining what is finished, which stays.
     """
     out = Path(out).resolve()
     parts = out.with_name(f'{out.name}.parts')
@@ -100,9 +102,12 @@ def augment(
         return Report(account['counts'], account['dropped_by_gate'], account['failed'], True)
     names, form = _layout(reader, job)
     del reader
+    if not output.has_actions(form.features):
+        told = 'the output will have no actions, because the source has none or they are dropped'
+        tqdm.write(f'{job.source}: {told}', file=sys.stderr)
     parts.mkdir(parents=True, exist_ok=True)
     with _locked(parts):
-        if (parts / 'job.json').is_file():
+        if any(parts.glob('episode_*')) and (parts / 'job.json').is_file():
             _refuse_other(parts, json.loads((parts / 'job.json').read_text()), identity)
         write_json(parts / 'job.json', identity)
         for leftover in parts.glob('.*'):
@@ -119,11 +124,11 @@ def augment(
         if not kept:
             raise RuntimeError(
                 f'{out}: no episode was kept; dropped by gate: {report.dropped_by_gate or "none"}, '
-                f'failed: {"; ".join(report.failed) or "none"}. {parts} says more; remove it to try anew'
+                f'failed: {_first(report.failed)}. {parts} says more; remove it to try anew'
             )
-        shutil.rmtree(parts / 'joined', ignore_errors=True)
-        joined = output.join(kept, form, parts / 'joined')
-        _finish(joined, account, form)
+        with _room_for_joining(parts):
+            joined = output.join(kept, form, parts / 'joined')
+            _finish(joined, account, form)
         if out.exists():
             out.rmdir()
         joined.rename(out)
@@ -267,6 +272,26 @@ def _finish(root: Path, account: dict, form: output.OutputFormat) -> None:
     (root / 'README.md').write_text(dataset_card(account, form))
 
 
+@contextlib.contextmanager
+def _room_for_joining(parts: Path) -> Iterator[None]:
+    """Leave nothing half joined, and name a full disk, which LeRobot and `datasets` call anything else."""
+    shutil.rmtree(parts / 'joined', ignore_errors=True)
+    try:
+        yield
+    except BaseException as error:
+        code = system_error(error, parts)
+        shutil.rmtree(parts / 'joined', ignore_errors=True)
+        if code == errno.ENOSPC:
+            told = f'all episodes are in {parts}; to join them takes about as much space again. Make room'
+            raise OSError(code, f'no space left on device: {told}, and the same command goes on') from error
+        raise
+
+
+def _first(reasons: list[str]) -> str:
+    more = f'; and {len(reasons) - 3} more' if len(reasons) > 3 else ''
+    return '; '.join(reasons[:3]) + more or 'none'
+
+
 def _fingerprint(reader: EpisodeReader) -> dict:
     digest = hashlib.sha256()
     for index in range(len(reader)):
@@ -280,9 +305,19 @@ def _facts(thresholds) -> dict:
 
 
 def _refuse_other(path: Path, have: dict, want: dict) -> None:
-    if differing := [key for key in sorted(have | want) if have.get(key) != want.get(key)]:
-        told = '; '.join(f'{key}: {have.get(key)!r} there, {want.get(key)!r} now' for key in differing)
-        raise ValueError(f'{path} is of another command, which differs in {told}')
+    if told := '; '.join(_differences(have, want)):
+        raise ValueError(
+            f'{path} is of another command, which differs in {told}. Repeat that one, choose another folder, '
+            'or remove this one'
+        )
+
+
+def _differences(have, want, name: str = '') -> Iterator[str]:
+    if isinstance(have, dict) and isinstance(want, dict):
+        for key in sorted(have | want):
+            yield from _differences(have.get(key), want.get(key), f'{name}.{key}' if name else key)
+    elif have != want:
+        yield f'{name}: {have!r} there, {want!r} now'
 
 
 @contextlib.contextmanager

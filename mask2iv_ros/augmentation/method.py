@@ -15,10 +15,17 @@ from mask2iv_ros.weights import default_model_path, hash_weights, unpack
 
 #: What `Looks` can change.
 CHANGES = tuple(part.name for part in fields(Look))
+#: How far goals of new motions are from the recorded ones, if nothing was said.
+GOAL_SHIFT = 0.3
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Raise ValueError for options that the job would ignore."""
+    """Refuse what can be told before anything is loaded.
+
+    Raises:
+        ValueError: the job would ignore an option.
+        FileNotFoundError: there is no such segmenter.
+    """
     ignored = []
     if not _draws(args):
         ignored = [name for name in ('model', 'steps') if getattr(args, name)]
@@ -26,8 +33,24 @@ def check_options(args: argparse.Namespace) -> None:
     elif args.mode == 'new-motion':
         ignored = [name for name in ('keep', 'change', 'pictures') if getattr(args, name)]
         why = 'new motions have no new looks'
+    if not ignored and args.mode == 'same-motion':
+        ignored = [name for name in ('texts', 'goal_shift') if getattr(args, name) not in ([], None)]
+        why = 'the motion stays as recorded; say --mode new-motion for another'
+    if not ignored and args.segmenter is None:
+        ignored = [name for name in ('gates',) if getattr(args, name)]
+        ignored += ['inverse_dynamics'] if args.inverse_dynamics and args.mode == 'same-motion' else []
+        why = 'nothing is measured without --segmenter'
     if ignored:
-        raise ValueError(f'{", ".join("--" + name for name in ignored)}: {why}')
+        raise ValueError(f'{", ".join("--" + name.replace("_", "-") for name in ignored)}: {why}')
+    if args.segmenter is None:
+        return
+    if args.ungated:
+        raise ValueError('--ungated: with --segmenter, what fails a gate is left out; say one of both')
+    if not (args.segmenter / 'config.json').is_file():
+        raise FileNotFoundError(
+            f'--segmenter: expected a folder with config.json, which `mask2iv train segmenter` makes; got '
+            f'{args.segmenter}'
+        )
 
 
 def build_method(args: argparse.Namespace) -> tuple[Method, Measure | None]:
@@ -45,7 +68,7 @@ def build_method(args: argparse.Namespace) -> tuple[Method, Measure | None]:
             pipeline.register_to_config(num_inference_steps=args.steps)
     dynamics = InverseDynamics.load(args.inverse_dynamics) if args.inverse_dynamics else None
     if args.mode == 'new-motion':
-        method = NewMotion(pipeline, dynamics, args.goal_shift, args.texts)
+        method = NewMotion(pipeline, dynamics, _goal_shift(args), args.texts)
     else:
         method = SameMotion(pipeline, build_edit(args), _kept(args))
     if args.segmenter is None:
@@ -64,6 +87,10 @@ def _kept(args: argparse.Namespace) -> str:
 def _draws(args: argparse.Namespace) -> bool:
     """Whether a model draws anything."""
     return args.mode == 'new-motion' or _kept(args) != 'everything'
+
+
+def _goal_shift(args: argparse.Namespace) -> float:
+    return GOAL_SHIFT if args.goal_shift is None else args.goal_shift
 
 
 def build_edit(args: argparse.Namespace) -> Looks | Pictures:
@@ -95,7 +122,10 @@ def build_thresholds(args: argparse.Namespace) -> Thresholds | None:
         name, value = _pair(text, 'GATE=VALUE')
         if name not in names:
             raise ValueError(f'--gates: expected one of {", ".join(names)}, got {name!r}')
-        values[name] = None if value == 'off' else float(value)
+        try:
+            values[name] = None if value == 'off' else float(value)
+        except ValueError as error:
+            raise ValueError(f'--gates: {name}: expected a number or off, got {value!r}') from error
     return Thresholds(**values)
 
 
@@ -110,7 +140,7 @@ def method_facts(args: argparse.Namespace) -> dict:
         if folder := getattr(args, name):
             facts[name] = {'path': str(folder), 'weights': hash_weights(folder)}
     if args.mode == 'new-motion':
-        return {**facts, 'goal_shift': args.goal_shift, 'texts': args.texts}
+        return {**facts, 'goal_shift': _goal_shift(args), 'texts': args.texts}
     if not args.pictures:
         facts['looks'] = {**asdict(build_edit(args)), 'version': LOOKS_VERSION}
     return {**facts, 'keep': _kept(args), 'change': args.change or list(CHANGES), 'pictures': args.pictures}

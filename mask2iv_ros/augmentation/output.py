@@ -133,6 +133,11 @@ def output_format(
     )
 
 
+def has_actions(features: Iterable[str]) -> bool:
+    """Whether features of these names say what the robot was told to do."""
+    return any(key.split('.')[0] == 'action' for key in features)
+
+
 def recorded_columns(reader: EpisodeReader, index: int, form: OutputFormat) -> dict[str, list]:
     """What the variants of an episode take from it as it is, by column, as `add_frame` wants it."""
     if not form.recorded:
@@ -197,11 +202,10 @@ def write_episode(
         _add_episode_columns(root, record)
         (root / SIDECAR).write_text(json.dumps(record, indent=2) + '\n')
     except BaseException as error:
-        full = root.exists() and shutil.disk_usage(root).free < 1 << 16
+        code = lr.system_error(error, root)
         if dataset is not None:
             lr.abandon(dataset)
         shutil.rmtree(root, ignore_errors=True)
-        code = errno.ENOSPC if full else lr.system_error(error)
         if code == errno.ENOSPC and not (isinstance(error, OSError) and error.errno == code):
             raise OSError(code, f'no space left on device: {error}') from error
         raise
@@ -267,6 +271,7 @@ def join(parts: Sequence[Path], form: OutputFormat, scratch: Path) -> Path:
     """
     from lerobot.datasets import aggregate_datasets
 
+    lr.silence_encoders()
     scratch.mkdir(parents=True, exist_ok=True)
     level, depth = list(parts), 0
     with tables_cached_in(scratch / 'cache'), contextlib.redirect_stderr(io.StringIO()):  # two bars a call

@@ -18,6 +18,7 @@ import numpy as np
 
 from mask2iv_ros.augmentation import output
 from mask2iv_ros.clip import InteractionClip
+from mask2iv_ros.data import lerobot as lr
 from mask2iv_ros.data.episodes import open_dataset
 from mask2iv_ros.data.transfer import set_rate
 
@@ -67,6 +68,8 @@ class Job:
     def __post_init__(self):
         if self.variants < 1:
             raise ValueError(f'variants: expected at least 1, got {self.variants}')
+        if self.seed < 0:
+            raise ValueError(f'seed: expected at least 0, got {self.seed}')
         if not 0 <= self.hold_out < 1:
             raise ValueError(f'hold_out: expected a fraction from 0 to below 1, got {self.hold_out}')
         if self.mode == 'new_motion' and self.other_cameras == 'keep':
@@ -246,14 +249,17 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def failed(error: Exception, episode: int, variant: int) -> Outcome:
-    known = isinstance(error, (ValueError, OSError, MemoryError))
-    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    """The outcome of an error; on a full disk even a good file reads as damaged, which will pass."""
+    told = str(error) if isinstance(error, (ValueError, OSError, MemoryError)) else repr(error)
+    full = lr.system_error(error) == errno.ENOSPC
+    if full and not isinstance(error, OSError):
+        told = f'{os.strerror(errno.ENOSPC)}: {told}'
     return Outcome(
         episode,
         variant,
         'failed',
-        f'{part_name(episode, variant)}: {error if known else repr(error)}',
-        passing=isinstance(error, (OSError, MemoryError)),
+        f'{part_name(episode, variant)}: {told}',
+        passing=full or isinstance(error, (OSError, MemoryError)),
         full_disk=full,
     )
 
@@ -267,5 +273,9 @@ def _with_source(clip: InteractionClip, source: dict) -> InteractionClip:
 def write_json(path: Path, content: dict) -> None:
     """Whole or not at all."""
     temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
-    temporary.write_text(json.dumps(content, indent=2) + '\n')
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(content, indent=2) + '\n')
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error

@@ -371,11 +371,10 @@ class LeRobotClipWriter:
         try:
             yield
         except BaseException as error:
-            full = self._staging.exists() and shutil.disk_usage(self._staging).free < 1 << 16
+            code = system_error(error, self._staging)
             self._discard()
             if not isinstance(error, Exception) or isinstance(error, IncompatibleDataset):
                 raise
-            code = errno.ENOSPC if full else system_error(error)
             if code:
                 raise OSError(code, f'{os.strerror(code)} (what was committed stays): {error}') from error
             raise
@@ -418,13 +417,21 @@ def abandon(dataset) -> None:
     dataset.writer._finalized = dataset.meta._finalized = True  # else their __del__ writes files again
 
 
-def system_error(error: BaseException | None) -> int | None:
-    """The errno behind an exception: PyAV, datasets and LeRobot's encoder threads wrap it in their own."""
+def system_error(error: BaseException | None, written: Path | None = None) -> int | None:
+    """The errno behind an exception: PyAV, datasets and LeRobot's encoder threads wrap it in their own.
+
+    Args:
+        written: folder that was being written. If its disk is full that is the error: encoders do not say so.
+    """
+    if written is not None and written.exists() and shutil.disk_usage(written).free < 1 << 16:
+        return errno.ENOSPC
     while error is not None:
         if isinstance(error, OSError) and error.errno:
             return error.errno
         if found := re.search(r'\[Errno (\d+)\]', str(error)):
             return int(found[1])
+        if 'Not enough disk space' in str(error):  # datasets gives no number
+            return errno.ENOSPC
         error = error.__cause__ or error.__context__
     return None
 
