@@ -7,7 +7,7 @@ the same at any resolution.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import ClassVar
@@ -106,43 +106,46 @@ class Surface:
         )
 
     def __call__(
-        self, image: np.ndarray, materials: np.ndarray, anchor: tuple[float, float] = (0.0, 0.0)
+        self, image: np.ndarray, materials: np.ndarray, anchor: tuple[float, float], height: int
     ) -> np.ndarray:
-        """Paint all of an (H, W, 3) float32 image of 0..1.
+        """Paint all of an (H, W, 3) float32 image of 0..1, a part of a picture of that height.
 
         `materials` are (M, 3) RGB colours, see `find_materials`; the pattern begins at pixel `anchor` (x, y).
         """
-        colours = ((1.0, 1.0, 1.0),) * 2 if self.palette else self.colours
-        low, high = (np.array(c, np.float32) * b for c, b in zip(colours, self.brightness, strict=True))
-        if self.pattern == 'plain':
-            paint = low
-        else:
-            share = self._pattern(image.shape[:2], anchor)[..., None]
-            paint = low + share * (high - low)
         if self.palette:
-            painted = self._from_palette(image, materials) * paint
+            painted, (low, high) = self._from_palette(image, materials, height), np.float32(self.brightness)
         else:
-            painted = (image @ LUMINANCE)[..., None] * paint
-        return image + self.strength * (painted - image)
+            painted = (image @ LUMINANCE)[..., None]
+            low, high = (
+                np.array(c, np.float32) * b for c, b in zip(self.colours, self.brightness, strict=True)
+            )
+        if self.pattern != 'plain':
+            share = self._pattern(image.shape[:2], anchor, height)[..., None]
+            low = low + share * (high - low)
+        painted = painted * low
+        painted -= image
+        painted *= np.float32(self.strength)
+        painted += image
+        return painted
 
-    def _from_palette(self, image: np.ndarray, materials: np.ndarray) -> np.ndarray:
-        # Without the mixed pixels of edges.
-        image = cv2.medianBlur(np.ascontiguousarray(image, np.float32), 3)
-        there, made_of = _perceived(image).reshape(-1, 3), _perceived(materials)
-        which = ((made_of**2).sum(axis=1) - 2 * there @ made_of.T).argmin(axis=1).astype(np.uint8)
-        which = cv2.medianBlur(which.reshape(image.shape[:2]), 5)
+    def _from_palette(self, image: np.ndarray, materials: np.ndarray, height: int) -> np.ndarray:
+        image = cv2.medianBlur(image, 3)  # without the mixed pixels of edges
+        made_of = _perceived(materials)
+        which = cv2.medianBlur(_nearest(_perceived(image), made_of), 5)
         places = _perceived(np.array(self.places, np.float32))
         taken = ((made_of[:, None] - places) ** 2).sum(axis=-1).argmin(axis=1)
-        colours = _soften(np.array(self.palette, np.float32)[taken][which])
+        colours = _soften(np.array(self.palette, np.float32)[taken].take(which, axis=0), height)
         # Materials of one new colour are one thing in light and shadow: they differ as before.
         bright = np.bincount(taken, materials @ LUMINANCE) / np.maximum(np.bincount(taken), 1)
-        shade = (image @ LUMINANCE + DARK) / (_soften(bright[taken][which].astype(np.float32)) + DARK)
-        return colours * (shade**self.relief)[..., None]
+        bright = _soften(bright[taken].astype(np.float32).take(which), height)
+        shade = (image @ LUMINANCE + DARK) / (bright + DARK)
+        colours *= _thrice(shade**self.relief)
+        return colours
 
-    def _pattern(self, size: tuple[int, int], anchor: tuple[float, float]) -> np.ndarray:
+    def _pattern(self, size: tuple[int, int], anchor: tuple[float, float], height: int) -> np.ndarray:
         """(H, W) float32 of 0..1."""
         y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
-        x, y = (x - anchor[0]) / (size[0] * self.period), (y - anchor[1]) / (size[0] * self.period)
+        x, y = (x - anchor[0]) / (height * self.period), (y - anchor[1]) / (height * self.period)
         u = np.float32(2 * np.pi) * (x * np.cos(self.angle) + y * np.sin(self.angle)).astype(np.float32)
         v = np.float32(2 * np.pi) * (y * np.cos(self.angle) - x * np.sin(self.angle)).astype(np.float32)
         if self.pattern == 'stripes':
@@ -182,13 +185,12 @@ class Light:
             angle=float(rng.uniform(0, 2 * np.pi)),
         )
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Light an (H, W, 3) float32 image of 0..1."""
-        height, width = image.shape[:2]
+    def factors(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """What a picture of this size is multiplied with, one after the other: (H, W, 3) float32 each."""
         y, x = np.mgrid[:height, :width].astype(np.float32)
         x, y = (x - width / 2) / height, (y - height / 2) / height
         slope = 1 + self.gradient * (x * np.float32(np.cos(self.angle)) + y * np.float32(np.sin(self.angle)))
-        return image * slope[..., None].clip(0.2) * np.array(self.gains, np.float32)
+        return _thrice(slope.clip(0.2)), np.broadcast_to(np.float32(self.gains), (height, width, 3)).copy()
 
 
 @dataclass(frozen=True)
@@ -223,35 +225,44 @@ class Distractor:
             seed=int(rng.integers(2**31)),
         )
 
-    def __call__(self, image: np.ndarray, taken: np.ndarray) -> None:
-        """Draw it into an (H, W, 3) float32 image of 0..1, where the (H, W) bool `taken` is False.
+    def place(self, taken: np.ndarray) -> Callable[[np.ndarray], None]:
+        """Find it a place where the (H, W) bool `taken` is False, and take that.
 
-        `taken` becomes True where it stands. Where no place is clear, nothing happens.
+        Returns:
+            What draws it into an (H, W, 3) float32 image of 0..1. Where no place is clear, nothing is drawn.
         """
-        h, w = (max(3, round(side * len(image))) for side in self.size)
+        height, width = taken.shape
+        h, w = (max(3, round(side * height)) for side in self.size)
         counts = np.pad(np.cumsum(np.cumsum(taken, axis=0, dtype=np.int64), axis=1), ((1, 0), (1, 0)))
         draw = np.random.default_rng(self.seed)
         for share_y, share_x in draw.random((TRIES, 2)):
-            top = int((0.2 + 0.8 * share_y) * (len(image) - h))
-            left = int(share_x * (image.shape[1] - w))
+            top = int((0.2 + 0.8 * share_y) * (height - h))
+            left = int(share_x * (width - w))
             bottom, right = top + h, left + w
             if min(top, left) >= 0 and not (
                 counts[bottom, right] - counts[top, right] - counts[bottom, left] + counts[top, left]
             ):  # fmt: skip
                 break
         else:
-            return
-        self._draw_shadow(image, taken, (left + w / 2, bottom - 0.06 * h), w)
-        box = image[top:bottom, left:right]
-        shape, alpha = self._picture(h, w)
-        box += alpha[..., None] * (shape - box)
+            return lambda image: None
+        dark, light = self._shadow(taken, (left + w / 2, bottom - 0.06 * h), w)
         taken[top:bottom, left:right] = True
+        box = slice(top, bottom), slice(left, right)
+        shape, alpha = self._picture(h, w)
 
-    def _draw_shadow(self, image: np.ndarray, taken: np.ndarray, foot: tuple[float, float], width: int):
-        y, x = np.mgrid[: image.shape[0], : image.shape[1]].astype(np.float32)
+        def draw(image: np.ndarray) -> None:
+            image[dark] *= light
+            image[box] += alpha[..., None] * (shape - image[box])
+
+        return draw
+
+    def _shadow(self, taken: np.ndarray, foot: tuple[float, float], width: int) -> tuple[tuple, np.ndarray]:
+        """The part of the picture where it dims, and by which (h, w, 1) factors."""
+        y, x = np.mgrid[: taken.shape[0], : taken.shape[1]].astype(np.float32)
         away = ((x - foot[0]) / (0.6 * width)) ** 2 + ((y - foot[1]) / (0.2 * width)) ** 2
-        shadow = 0.45 * np.exp(-(away**2)) * ~taken
-        image *= 1 - shadow[..., None]
+        light = 1 - 0.45 * np.exp(-(away**2)) * ~taken
+        part = _box(light != 1)
+        return part, light[part][..., None]
 
     def _picture(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """(h, w, 3) colours and (h, w) opacity, drawn at four times the size and shrunk."""
@@ -314,12 +325,7 @@ class Look:
         return replace(self, background=background, distractors=())
 
     def __call__(
-        self,
-        frame: np.ndarray,
-        labels: np.ndarray,
-        occupied: np.ndarray | None = None,
-        camera: str = '',
-        materials: Mapping[str, np.ndarray] | None = None,
+        self, frame: np.ndarray, labels: np.ndarray, occupied: np.ndarray | None = None, camera: str = ''
     ) -> np.ndarray:
         """Edit one picture.
 
@@ -329,26 +335,48 @@ class Look:
             occupied: (H, W) bool, where no distractor may stand, such as wherever actor and object come in
                 the episode; None for where they are now.
             camera: of no meaning here; other edits may have a picture for each.
-            materials: of 'background' and 'object', for palettes; None for those of this picture. Frames of
-                one clip need those of one of them.
 
         Returns:
             (H, W, 3) uint8.
         """
+        return self.all_frames(frame[None], labels[None], occupied)[0]
+
+    def all_frames(
+        self, frames: np.ndarray, labels: np.ndarray, occupied: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The same edit on every frame of a (T, H, W, 3) uint8 clip of a static camera, by its labels.
+
+        What no model draws: exact for paint and light, as far as the masks are. A pattern goes along with the
+        object, but does not turn with it. Distractors stand where neither actor nor object ever comes, or as
+        `occupied` says; see `__call__`.
+        """
         lb.check_labels(labels)
-        if labels.shape != frame.shape[:2]:
-            raise ValueError(f'labels: expected {frame.shape[:2]}, got {labels.shape}')
-        image = frame.astype(np.float32) / 255
-        if self.background or self.object:
-            image = self._paint(image, labels, materials or _materials(frame[None], labels[None]))
+        if labels.shape != frames.shape[:3]:
+            raise ValueError(f'labels: expected {frames.shape[:3]}, got {labels.shape}')
+        height, width = labels.shape[1:]
+        paints = self.background or self.object
+        materials = _materials(frames, labels) if paints else {}
+        things = []
         if self.distractors:
-            margin = max(3, round(0.02 * len(frame)) * 2 + 1)
-            taken = lb.dilate(labels != lb.BACKGROUND if occupied is None else occupied, margin)
-            for distractor in self.distractors:
-                distractor(image, taken)
-        if self.light is not None:
-            image = self.light(image)
-        return (image.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+            if occupied is None:
+                occupied = (labels != lb.BACKGROUND).any(axis=0)
+            taken = lb.dilate(occupied, max(3, round(0.02 * height) * 2 + 1))
+            things = [distractor.place(taken) for distractor in self.distractors]
+        factors = self.light.factors(height, width) if self.light else ()
+        edited = np.empty_like(frames)
+        for t, (frame, seen) in enumerate(zip(frames, labels, strict=True)):
+            image = frame.astype(np.float32) / 255
+            if paints:
+                image = self._paint(image, seen, materials)
+            for draw in things:
+                draw(image)
+            for factor in factors:
+                image *= factor
+            np.clip(image, 0, 1, out=image)
+            image *= 255
+            image += 0.5
+            edited[t] = image
+        return edited
 
     def _paint(
         self, image: np.ndarray, labels: np.ndarray, materials: Mapping[str, np.ndarray]
@@ -358,34 +386,27 @@ class Look:
         Pixels on an outline mix the colours of two regions. Left there, they draw around whatever is painted
         a line in its old colour, in every look the same.
         """
-        target = lb.object_mask(labels)
-        rows, columns = np.nonzero(target)
-        middle = (0.0, 0.0)
-        if len(rows):
-            middle = (columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2
+        height = len(image)
         painted = np.zeros_like(image)
-        for name, region, surface, anchor in (
-            ('background', labels == lb.BACKGROUND, self.background, (0.0, 0.0)),
-            ('object', target, self.object, middle),
-            ('actor', labels == lb.ACTOR, None, None),
+        for name, region, surface in (
+            ('background', labels == lb.BACKGROUND, self.background),
+            ('object', lb.object_mask(labels), self.object),
+            ('actor', labels == lb.ACTOR, None),
         ):
-            if region.any():
-                layer = _spread_inside(image, region)
-                if surface is not None:
-                    layer = surface(layer, materials[name], anchor)
-                painted += _soften(region.astype(np.float32))[..., None] * layer
+            if not region.any():
+                continue
+            rows, columns = box = _box(region)
+            x = y = 0.0
+            if name == 'object':  # its pattern goes along with it
+                x, y = (columns.start + columns.stop - 1) / 2, (rows.start + rows.stop - 1) / 2
+            rows, columns = part = _grown(box, 2 * round(4 * _softness(height)) + 8)  # the rest has no effect
+            inside = region[part]
+            layer = _spread_inside(image[part].copy(), inside, height)
+            if surface is not None:
+                layer = surface(layer, materials[name], (x - columns.start, y - rows.start), height)
+            layer *= _thrice(_soften(inside.astype(np.float32), height))
+            painted[part] += layer
         return painted
-
-    def all_frames(self, frames: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """The same edit on every frame of a (T, H, W, 3) uint8 clip of a static camera, by its labels.
-
-        What no model draws: exact for paint and light, as far as the masks are. A pattern goes along with the
-        object, but does not turn with it. Distractors stand where neither actor nor object ever comes.
-        """
-        occupied = (labels != lb.BACKGROUND).any(axis=0)
-        materials = _materials(frames, labels)
-        pairs = zip(frames, labels, strict=True)
-        return np.stack([self(f, seen, occupied, materials=materials) for f, seen in pairs])
 
 
 @dataclass(frozen=True)
@@ -487,9 +508,20 @@ def find_materials(pixels: np.ndarray) -> np.ndarray:
 
 
 def _perceived(colours: np.ndarray) -> np.ndarray:
-    """CIELAB of (..., 3) RGB of 0..1, with lightness counting less."""
-    lab = cv2.cvtColor(np.ascontiguousarray(colours, np.float32).reshape(-1, 1, 3), cv2.COLOR_RGB2LAB)
-    return (lab * np.float32((LIGHTNESS, 1, 1))).reshape(colours.shape)
+    """CIELAB of (H, W, 3) or (N, 3) float32 RGB of 0..1, with lightness counting less."""
+    lab = cv2.cvtColor(colours.reshape(-1, *colours.shape[-2:]), cv2.COLOR_RGB2LAB)
+    lab[..., 0] *= LIGHTNESS
+    return lab.reshape(colours.shape)
+
+
+def _nearest(there: np.ndarray, materials: np.ndarray) -> np.ndarray:
+    """(H, W) uint8, which of (M, 3) materials is nearest to each of (H, W, 3) colours."""
+    away = (materials**2).sum(axis=1)[:, None] - materials @ (2 * there.reshape(-1, 3)).T
+    least, which = away[0].copy(), np.zeros(away.shape[1], np.uint8)
+    for number, distance in enumerate(away[1:], start=1):
+        which[distance < least] = number
+        np.minimum(least, distance, out=least)
+    return which.reshape(there.shape[:2])
 
 
 def _draw_colours(
@@ -513,21 +545,52 @@ def _tint(hue: np.ndarray | float, saturation: np.ndarray | float) -> np.ndarray
     return 1 - saturation * (0.5 - 0.5 * np.cos(2 * np.pi * (hue + THIRDS)))
 
 
-def _soften(image: np.ndarray) -> np.ndarray:
-    """A float32 image with edges as soft as a camera's."""
-    return cv2.GaussianBlur(image, (0, 0), 0.003 * len(image) + 0.3)
+def _softness(height: int) -> float:
+    """Standard deviation of a camera's blur in pixels of a picture of that height."""
+    return 0.003 * height + 0.3
 
 
-def _spread_inside(image: np.ndarray, region: np.ndarray) -> np.ndarray:
+def _soften(image: np.ndarray, height: int) -> np.ndarray:
+    """A float32 part of a picture of that height with edges as soft as a camera's."""
+    return cv2.GaussianBlur(image, (0, 0), _softness(height))
+
+
+def _spread_inside(image: np.ndarray, region: np.ndarray, height: int) -> np.ndarray:
     """The image where it is inside the region, clear of its outline; elsewhere the nearest pixel of these."""
-    inside = ~lb.dilate(~region, 2 * max(1, round(0.006 * len(image))) + 1)
+    inside = ~lb.dilate(~region, 2 * max(1, round(0.006 * height)) + 1)
     inside = inside if inside.any() else region
+    outside = ~inside
+    if outside.any():
+        part = _grown(_box(outside), 1)
+        image[part] = _with_nearest(image[part], outside[part])
+    return image
+
+
+def _with_nearest(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """The image with the nearest other pixel wherever the (H, W) bool `hole` is True."""
     _, nearest = cv2.distanceTransformWithLabels(
-        (~inside).astype(np.uint8), cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL
+        hole.astype(np.uint8), cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL
     )
     colours = np.empty((nearest.max() + 1, 3), np.float32)
-    colours[nearest[inside]] = image[inside]
-    return colours[nearest]
+    colours[nearest[~hole]] = image[~hole]
+    return colours.take(nearest, axis=0)
+
+
+def _thrice(plane: np.ndarray) -> np.ndarray:
+    """(H, W, 3) of (H, W): NumPy multiplies equal shapes four times as fast as broadcast ones."""
+    return cv2.merge([plane] * 3)
+
+
+def _box(mask: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of an (H, W) mask that has pixels."""
+    sides = [np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0)]
+    return slice(sides[0][0], sides[0][-1] + 1), slice(sides[1][0], sides[1][-1] + 1)
+
+
+def _grown(box: tuple[slice, slice], margin: int) -> tuple[slice, slice]:
+    """A box with a margin of pixels, as far as there are any."""
+    rows, columns = (slice(max(0, side.start - margin), side.stop + margin) for side in box)
+    return rows, columns
 
 
 def _tuples(value):
