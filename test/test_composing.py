@@ -115,6 +115,15 @@ def test_on_a_moving_background_nothing_has_a_place():
     assert np.array_equal(made.frames, plain.all_frames(moving.frames, moving.labels))
 
 
+def test_every_clip_of_a_camera_has_its_own_movement():
+    method, clips = SameMotion(None, Looks(), keep='everything'), [_clip(), _clip(camera_speed=4)]
+    for clip in (*clips, *clips):
+        again = SameMotion(None, Looks(), keep='everything')
+        for seed in (1, 2):
+            (made,), (fresh,) = (each({'front': clip}, seed).values() for each in (method, again))
+            assert np.array_equal(made.frames, fresh.frames)
+
+
 def test_a_given_picture_becomes_the_first_frame(tiny_pipeline):
     clip = _clip()
     picture = clip.frames[0] // 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -58,6 +59,7 @@ class SameMotion:
         if keep == 'everything' and not isinstance(edit, Looks):
             raise ValueError("keep: 'everything' needs Looks, which can edit every frame")
         self.pipeline, self.edit, self.keep = pipeline, edit, keep
+        self._measured: dict[str, tuple[weakref.ref, bool]] = {}
 
     def __call__(self, views: Mapping[str, InteractionClip], seed: int) -> dict[str, InteractionClip]:
         """An episode's whole clips by camera, with other frames; every camera draws the same edit.
@@ -72,18 +74,18 @@ class SameMotion:
             raise ValueError(f'{camera}: expected masks, which `mask2iv segment` draws; got none')
         record, rng = {}, np.random.default_rng(seed)
         look = self.edit.draw(rng) if isinstance(self.edit, Looks | Pictures) else None
-        moves = self.keep != 'nothing' and background_change(clip.frames, clip.labels) > STATIC_SHARE
-        if look is None:
-            first = self.edit(clip.frames[0], clip.labels[0], rng)
-        else:
+        moves = self.keep != 'nothing' and self._moves(clip, camera)
+        if look is not None:
             record['look'] = look.describe()
-            if self.keep == 'everything' and moves:
-                look = look.for_moving_camera()
-            occupied = (clip.labels != lb.BACKGROUND).any(axis=0)
-            first = look(clip.frames[0], clip.labels[0], occupied, camera)
         if self.keep == 'everything':
-            frames, record['kept'] = look.all_frames(clip.frames, clip.labels), 'everything'
+            still = look.for_moving_camera() if moves else look
+            frames, record['kept'] = still.all_frames(clip.frames, clip.labels), 'everything'
         else:
+            if look is None:
+                first = self.edit(clip.frames[0], clip.labels[0], rng)
+            else:
+                occupied = (clip.labels != lb.BACKGROUND).any(axis=0)
+                first = look(clip.frames[0], clip.labels[0], occupied, camera)
             frames, record['kept'] = self._draw(clip, first, seed), 'nothing'
             if self.keep == 'background' and not moves:
                 record['kept'] = 'background'
@@ -92,9 +94,17 @@ class SameMotion:
                 else:
                     backdrop, kept = still_backdrop(first, clip.frames), still_background(clip.labels)
                 frames = compose(frames, backdrop, kept)
-        frames[0] = first
+            frames[0] = first
         before = clip.source.get('augmentation', {})
         return replace(clip, frames=frames, source={**clip.source, 'augmentation': {**before, **record}})
+
+    def _moves(self, clip: InteractionClip, camera: str) -> bool:
+        """Whether the camera moves; measured once for all variants of a clip."""
+        measured, moves = self._measured.get(camera, (None, False))
+        if measured is None or measured() is not clip.frames:
+            moves = background_change(clip.frames, clip.labels) > STATIC_SHARE
+            self._measured[camera] = weakref.ref(clip.frames), moves
+        return moves
 
     def _draw(self, clip: InteractionClip, first: np.ndarray, seed: int) -> np.ndarray:
         framing = Framing(clip.frames.shape[1:3], tuple(self.pipeline.config.sample_size))
