@@ -259,7 +259,13 @@ def augment(args: argparse.Namespace) -> None:
     import functools
 
     from mask2iv_ros.augmentation.job import augment
-    from mask2iv_ros.augmentation.method import build_method, build_thresholds, check_options, method_facts
+    from mask2iv_ros.augmentation.method import (
+        build_method,
+        build_thresholds,
+        check_options,
+        method_facts,
+        uses_gpu,
+    )
     from mask2iv_ros.augmentation.worker import Job
 
     check_options(args)
@@ -278,7 +284,8 @@ def augment(args: argparse.Namespace) -> None:
         options={'split': args.split} if args.split else {},
     )
     build = functools.partial(build_method, args)
-    report = augment(job, args.out, build, build_thresholds(args), args.executor, args.workers)
+    thresholds = build_thresholds(args)
+    report = augment(job, args.out, build, thresholds, args.executor, args.workers, uses_gpu(args))
     told = [f'{count} {kind}' for kind, count in report.counts.items() if kind != 'frames']
     print(f'{args.out}: episodes {", ".join(told)}', end='')
     print(f'; {report.episodes_per_hour:.0f} an hour' if report.episodes_per_hour else '')
@@ -619,7 +626,11 @@ def build_parser() -> argparse.ArgumentParser:
         default='local',
         help='ray: workers on the cluster of RAY_ADDRESS, else on this machine; all must see the folders',
     )
-    sub.add_argument('--workers', type=int, help='of Ray; one a GPU, else one a CPU if left out')
+    sub.add_argument(
+        '--workers',
+        type=int,
+        help='of Ray; if left out one a GPU, or one a CPU where none is there or needed',
+    )
 
     sub = command(show, 'look at a dataset: HTML page with statistics, sample videos, contact sheet')
     sub.add_argument('source', type=Path, help=SOURCE_HELP)

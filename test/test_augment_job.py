@@ -28,12 +28,14 @@ from lerobot.configs import RGBEncoderConfig
 from lerobot.datasets import LeRobotDataset, delete_episodes, merge_datasets, split_dataset
 from lerobot.datasets.feature_utils import features_equal_for_merge
 
+from mask2iv_ros.augmentation.executors import shares
 from mask2iv_ros.augmentation.job import augment
 from mask2iv_ros.augmentation.looks import Looks
+from mask2iv_ros.augmentation.method import uses_gpu
 from mask2iv_ros.augmentation.output import SIDECAR, grouped_split, safe_eval_split
 from mask2iv_ros.augmentation.same_motion import SameMotion
 from mask2iv_ros.augmentation.worker import Job, draw_seed, part_name
-from mask2iv_ros.cli import main
+from mask2iv_ros.cli import build_parser, main
 from mask2iv_ros.data.episodes import BadEpisode, open_dataset
 from mask2iv_ros.data.lerobot import encode_masks
 from mask2iv_ros.data.transfer import copy_episodes
@@ -267,6 +269,21 @@ def test_statistics_are_those_of_all_frames(made):
     np.testing.assert_allclose(np.ravel(stats['mean']), pixels.mean(0), atol=0.01)
     np.testing.assert_allclose(np.ravel(stats['std']), pixels.std(0), atol=0.01)
     np.testing.assert_allclose(np.ravel(stats['q50']), np.quantile(pixels, 0.5, 0), atol=0.02)
+
+
+def test_each_episode_has_its_own_statistics(made):
+    dataset, ours = read(made.out), table(made.out)
+    episodes = pa.concat_tables(pq.read_table(path) for path in made.out.glob('meta/episodes/**/*.parquet'))
+    frames = open_dataset(made.out)
+    for index in range(dataset.meta.total_episodes):
+        rows = ours.filter(pa.compute.equal(ours['episode_index'], index))
+        for key in ('action', 'index', 'episode_index', 'task_index'):
+            have = np.ravel(episodes[f'stats/{key}/mean'][index].as_py())
+            values = np.array(rows[key].to_pylist(), float).reshape(len(rows), -1)
+            np.testing.assert_allclose(have, values.mean(axis=0), rtol=1e-5, err_msg=key)
+        pixels = frames.read(index, camera='top').frames.mean(axis=(0, 1, 2)) / 255
+        have = np.ravel(episodes['stats/observation.images.top/mean'][index].as_py())
+        np.testing.assert_allclose(have, pixels, atol=0.02)
 
 
 def test_a_frame_weighs_as_much_as_one_of_the_source_when_statistics_are_merged(source, made):
@@ -520,6 +537,19 @@ def test_gates_see_what_was_kept_of_the_earlier_variants(source, tmp_path):
     assert [record['gates']['mean'] for record in records(tmp_path / 'out')][1:3] == [None, None]
 
 
+def test_of_earlier_variants_gates_keep_what_they_compare_with(source, tmp_path):
+    class Small:
+        def __call__(self, views, made, others):
+            assert all(other == {'top': 7} for other in others)
+            return {'others': float(len(others))}
+
+        def reduced(self, views):
+            return dict.fromkeys(views, 7)
+
+    augment(job_of(source, variants=3), tmp_path / 'out', lambda: (Tint(), Small()))
+    assert [record['gates']['others'] for record in records(tmp_path / 'out')][:3] == [0, 1, 2]
+
+
 def test_nothing_kept_is_an_error_that_says_why(source, tmp_path):
     with pytest.raises(RuntimeError, match=r"no episode was kept; dropped by gate: \{'mean': 4\}"):
         augment(
@@ -596,6 +626,34 @@ def run_on_ray(source, out, flag):
     """For a process of its own: Ray changes how tensors are pickled in the one that it is started from."""
     method = Dying(flag=Path(flag))
     assert augment(job_of(source), out, lambda: (method, None), executor='ray', workers=1).complete
+
+
+@pytest.mark.parametrize(
+    ('gpus', 'workers', 'gpu', 'count', 'share'),
+    [
+        (2, None, True, 2, 1),
+        (1, 4, True, 4, 0.25),
+        (0, None, True, 8, 0),
+        (2, None, False, 8, 0),
+        (2, 3, False, 3, 0),
+    ],
+)
+def test_on_ray_workers_ask_for_a_gpu_only_if_they_have_work_for_one(gpus, workers, gpu, count, share):
+    assert shares({'CPU': 8.0, 'GPU': float(gpus)}, workers, gpu) == (count, share)
+
+
+@pytest.mark.parametrize(
+    ('options', 'wanted'),
+    [
+        ([], False),
+        (['--segmenter', 'folder'], True),
+        (['--segmenter', 'folder', '--device', 'cpu'], False),
+        (['--keep', 'background'], True),
+        (['--mode', 'new-motion'], True),
+    ],
+)
+def test_repainting_alone_is_no_work_for_a_gpu(options, wanted):
+    assert uses_gpu(build_parser().parse_args(['augment', 'source', 'out', *options])) == wanted
 
 
 @pytest.mark.skipif(importlib.util.find_spec('ray') is None, reason='Ray is not installed')

@@ -8,7 +8,7 @@ import pytest
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.augmentation import gates
-from mask2iv_ros.augmentation.gates import Thresholds, measure
+from mask2iv_ros.augmentation.gates import Gates, Thresholds, measure
 from mask2iv_ros.augmentation.looks import Light, Look
 from mask2iv_ros.clip import InteractionClip
 
@@ -60,6 +60,22 @@ def repainted(clip: InteractionClip) -> InteractionClip:
 
 def values(made: InteractionClip, source: InteractionClip | None = None, **more) -> dict[str, float]:
     return measure({'front': source or episode()}, {'front': made}, ColourSegmenter(), **more)
+
+
+def test_reduced_variants_compare_as_whole_ones():
+    twice = [
+        np.repeat(np.repeat(array, 2, axis=1), 2, axis=2) for array in (episode().frames, episode().labels)
+    ]
+    source = InteractionClip(*twice)
+    other, made = ({'front': replace(source, frames=source.frames // part)} for part in (3, 2))
+    gate = Gates(ColourSegmenter())
+    reduced = gate.reduced(other)
+    assert reduced['front'].frames.shape == (40, *SIZE, 3)
+    for others in ([], [other]):
+        want = gate({'front': source}, made, others)
+        have = gate({'front': source}, made, [reduced for _ in others])
+        np.testing.assert_equal(have, want)
+    assert want['near_duplicate'] < gate({'front': source}, made)['near_duplicate']
 
 
 def edited(change) -> InteractionClip:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from mask2iv_ros.augmentation.worker import Outcome, Worker, part_name
 
@@ -10,7 +10,7 @@ from mask2iv_ros.augmentation.worker import Outcome, Worker, part_name
 RAY_RETRIES = 2
 
 
-def run_here(worker: Worker, tasks: dict[int, list[int]], _: int | None) -> Iterator[Outcome | None]:
+def run_here(worker: Worker, tasks: dict[int, list[int]], *_) -> Iterator[Outcome | None]:
     """Outcomes; before them None, when all is loaded."""
     worker.ready()
     yield
@@ -18,7 +18,21 @@ def run_here(worker: Worker, tasks: dict[int, list[int]], _: int | None) -> Iter
         yield from worker.run(episode, variants)
 
 
-def run_on_ray(worker: Worker, tasks: dict[int, list[int]], workers: int | None) -> Iterator[Outcome | None]:
+def shares(resources: Mapping[str, float], workers: int | None, gpu: bool) -> tuple[int, float]:
+    """How many workers there are on a cluster with `resources`, and the share of a GPU that each asks for.
+
+    Args:
+        workers: as was asked for; None for one a GPU, or where none is there or needed, one a CPU.
+        gpu: whether a worker has work for a GPU.
+    """
+    gpus = int(resources.get('GPU', 0)) if gpu else 0
+    count = workers or gpus or int(resources['CPU'])
+    return count, min(1, gpus / count)
+
+
+def run_on_ray(
+    worker: Worker, tasks: dict[int, list[int]], workers: int | None, gpu: bool
+) -> Iterator[Outcome | None]:
     """As `run_here`. Actors hold the model, episodes are tasks; Ray restarts and retries what died."""
     try:
         import ray
@@ -29,10 +43,9 @@ def run_on_ray(worker: Worker, tasks: dict[int, list[int]], workers: int | None)
     if owned:
         ray.init(log_to_driver=False, logging_level='warning', include_dashboard=False)
     try:
-        gpus = int(ray.cluster_resources().get('GPU', 0))
-        count = workers or gpus or int(ray.cluster_resources()['CPU'])
+        count, share = shares(ray.cluster_resources(), workers, gpu)
         actor = ray.remote(Worker).options(
-            num_cpus=1, num_gpus=min(1, gpus / count), max_restarts=-1, max_task_retries=RAY_RETRIES
+            num_cpus=1, num_gpus=share, max_restarts=-1, max_task_retries=RAY_RETRIES
         )
         arguments = (worker.job, worker.parts, worker.form, worker.names, worker.thresholds, worker.build)
         idle = [actor.remote(*arguments) for _ in range(min(count, len(tasks)))]

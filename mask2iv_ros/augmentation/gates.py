@@ -132,22 +132,44 @@ def measure(
     return worst
 
 
+@dataclass(frozen=True)
+class Gates:
+    """`measure`, with what it needs of a job."""
+
+    segmenter: Segmenter
+    inverse_dynamics: InverseDynamics | None = None
+    window: int | None = 16
+
+    def __call__(self, source: Views, views: Views, others: Sequence[Views] = ()) -> dict[str, float]:
+        return measure(source, views, self.segmenter, others, self.inverse_dynamics, self.window)
+
+    def reduced(self, views: Views) -> Views:
+        """What later variants are compared with: a kept one's clips at the segmenter's size."""
+        fitted = {camera: _fitted(camera, clip, self.segmenter) for camera, clip in views.items()}
+        return {camera: InteractionClip(frames, labels) for camera, (frames, labels) in fitted.items()}
+
+
+def _fitted(camera: str, clip: InteractionClip, segmenter: Segmenter) -> tuple[np.ndarray, np.ndarray]:
+    """Frames and labels at the segmenter's size."""
+    if clip.labels is None:
+        raise ValueError(f'{camera}: expected masks, got none')
+    framing = Framing(clip.frames.shape[1:3], tuple(segmenter.config.sample_size))
+    if framing.source == framing.model:
+        return clip.frames, clip.labels
+    return framing.fit_frames(clip.frames), framing.fit_labels(clip.labels)
+
+
 def _measure_camera(
     camera: str, source: Views, clip: InteractionClip, others: Sequence[Views], segmenter, window: int | None
 ) -> dict[str, float]:
-    size = tuple(segmenter.config.sample_size)
-
-    def fitted(one: InteractionClip) -> tuple[np.ndarray, np.ndarray]:
-        if one.labels is None:
-            raise ValueError(f'{camera}: expected masks, got none')
-        framing = Framing(one.frames.shape[1:3], size)
-        return framing.fit_frames(one.frames), framing.fit_labels(one.labels)
-
-    frames, asked = fitted(clip)
-    recorded, recorded_labels = fitted(source[camera])
+    frames, asked = _fitted(camera, clip, segmenter)
+    recorded, recorded_labels = _fitted(camera, source[camera], segmenter)
     seen = segmenter.read(frames, asked[0])
     still = recorded if np.array_equal(asked, recorded_labels) else None
-    references = [(recorded, recorded_labels), *(fitted(other[camera]) for other in others)]
+    references = [
+        (recorded, recorded_labels),
+        *(_fitted(camera, other[camera], segmenter) for other in others),
+    ]
     return {
         'actor_iou': actor_iou(seen, asked),
         'actor_centroid': actor_centroid(seen, asked),
@@ -203,9 +225,15 @@ def look_drift(frames: np.ndarray, labels: np.ndarray) -> float:
     for label in lb.LABEL_NAMES:
         mask = labels == label
         if mask[0].any() and mask[1:].any():
-            away = frames[1:][mask[1:]].mean(axis=0) - frames[0][mask[0]].mean(axis=0)
+            away = _mean_colour(frames[1:], mask[1:]) - _mean_colour(frames[:1], mask[:1])
             distances.append(float(np.abs(away).mean()))
     return max(distances)
+
+
+def _mean_colour(frames: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """(3,) float64 of (T, H, W, 3) frames where their (T, H, W) bool mask is True."""
+    width = frames.shape[2]
+    return np.array(cv2.mean(frames.reshape(-1, width, 3), mask.reshape(-1, width).astype(np.uint8))[:3])
 
 
 def seam_jump(frames: np.ndarray, window: int, recorded: np.ndarray | None = None) -> float:
@@ -245,9 +273,13 @@ def difference(
     are compared as far as both go.
     """
     length = min(len(frames), len(other_frames))
-    away = np.abs(frames[:length].astype(np.int16) - other_frames[:length]).mean(axis=-1)
-    either = (labels[:length] != lb.BACKGROUND) | (other_labels[:length] != lb.BACKGROUND)
-    return float(max(away.mean(), away[either].mean() if either.any() else 0.0))
+    away = cv2.absdiff(
+        *(video[:length].reshape(len(video[0]) * length, -1, 3) for video in (frames, other_frames))
+    )
+    away = away.reshape(length, *frames.shape[1:])
+    either = (labels[:length] | other_labels[:length]) != lb.BACKGROUND
+    everywhere = np.ones_like(either)
+    return float(max(_mean_colour(away, where).mean() for where in (everywhere, either)))
 
 
 def sharpness(frames: np.ndarray, labels: np.ndarray) -> float:

@@ -62,6 +62,7 @@ def augment(
     thresholds=None,
     executor: str = 'local',
     workers: int | None = None,
+    gpu: bool = True,
 ) -> Report:
     """Do a job, or what is left of it.
 
@@ -70,7 +71,8 @@ def augment(
         build: loads method and measure, in each worker.
         thresholds: `failures(values)` names the gates that an episode fails; None keeps every episode.
         executor: 'local', or 'ray': the cluster of RAY_ADDRESS, else a new one on this machine.
-        workers: on Ray; None for one a GPU, or where there is none one a CPU.
+        workers: on Ray; None for one a GPU, or one a CPU where none is there or needed.
+        gpu: whether Ray gives each worker a share of the GPUs that are there.
 
     Raises:
         ValueError: `out` is of another job (the message says what differs) or something else; or the source
@@ -113,7 +115,7 @@ def augment(
         for leftover in parts.glob('.*'):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         worker = Worker(job, parts, form, names, thresholds, build)
-        failures, generated, seconds = _run(worker, order, executor, workers)
+        failures, generated, seconds = _run(worker, order, executor, workers, gpu)
         failures = [*unreadable, *failures]
         account = _account(out.name, identity, job, parts, order, held_out, names, failures)
         report = Report(account['counts'], account['dropped_by_gate'], account['failed'], False)
@@ -186,7 +188,7 @@ def _layout(reader: EpisodeReader, job: Job) -> tuple[dict[str, list[str]], outp
 
 
 def _run(
-    worker: Worker, order: list[tuple[int, int]], executor: str, workers: int | None
+    worker: Worker, order: list[tuple[int, int]], executor: str, workers: int | None, gpu: bool
 ) -> tuple[list[Outcome], int, float]:
     """Make all parts that are not there; returns failures, number of episodes generated, and its seconds."""
     done = {path.name.removesuffix('.json') for path in worker.parts.glob('episode_*')}
@@ -201,7 +203,7 @@ def _run(
     failures, generated, full = [], 0, 0
     if not tasks:
         return failures, generated, 0.0
-    outcomes = EXECUTORS[executor](worker, tasks, workers)
+    outcomes = EXECUTORS[executor](worker, tasks, workers, gpu)
     next(outcomes)
     start = time.monotonic()
     with tqdm(total=len(order), initial=sum(counts.values()), unit='episode', desc='augment') as progress:

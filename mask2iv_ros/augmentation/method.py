@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import functools
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from mask2iv_ros.augmentation.gates import Thresholds, measure
+import torch
+
+from mask2iv_ros.augmentation.gates import Gates, Thresholds
 from mask2iv_ros.augmentation.looks import LOOKS_VERSION, Look, Looks, Pictures
 from mask2iv_ros.augmentation.same_motion import SameMotion
 from mask2iv_ros.augmentation.worker import Measure, Method
@@ -74,9 +75,9 @@ def build_method(args: argparse.Namespace) -> tuple[Method, Measure | None]:
     if args.segmenter is None:
         return method, None
     segmenter = Segmenter.from_pretrained(args.segmenter, local_files_only=True)
-    segmenter = segmenter.to(choose_device(args.device)).eval()
+    segmenter = segmenter.to(choose_device(args.device), memory_format=torch.channels_last).eval()
     window = pipeline and pipeline.config.num_frames
-    return method, functools.partial(measure, segmenter=segmenter, inverse_dynamics=dynamics, window=window)
+    return method, Gates(segmenter, dynamics, window)
 
 
 def _kept(args: argparse.Namespace) -> str:
@@ -91,6 +92,11 @@ def _draws(args: argparse.Namespace) -> bool:
 
 def _goal_shift(args: argparse.Namespace) -> float:
     return GOAL_SHIFT if args.goal_shift is None else args.goal_shift
+
+
+def uses_gpu(args: argparse.Namespace) -> bool:
+    """Whether a worker has work for a GPU: what only repaints has not."""
+    return args.device != 'cpu' and (_draws(args) or args.segmenter is not None)
 
 
 def build_edit(args: argparse.Namespace) -> Looks | Pictures:

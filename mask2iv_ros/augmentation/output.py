@@ -17,7 +17,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,12 @@ AS_RECORDED = 'recorded'
 #: Datasets that are joined by one call: LeRobot rewrites the whole file for each that is appended to it, and
 #: holds all open.
 JOINED_AT_ONCE = 32
+
+#: Of a part, the columns of statistics that `join` puts back.
+STATISTICS = 'meta/mask2iv_statistics.parquet'
+
+#: Columns whose statistics LeRobot's aggregation changes.
+COUNTED_ANEW = ('index', 'episode_index', 'task_index')
 
 QUANTILES = {'q01': 0.01, 'q10': 0.10, 'q50': 0.50, 'q90': 0.90, 'q99': 0.99}
 
@@ -199,7 +205,7 @@ def write_episode(
         dataset.save_episode()
         dataset.finalize()
         _check_videos(root, form, dataset.meta, length)
-        _add_episode_columns(root, record)
+        _finish_episode_table(root, record)
         (root / SIDECAR).write_text(json.dumps(record, indent=2) + '\n')
     except BaseException as error:
         code = lr.system_error(error, root)
@@ -212,7 +218,12 @@ def write_episode(
 
 
 def _rows(form: OutputFormat, views: Mapping[str, InteractionClip], columns: Mapping[str, list]) -> Iterator:
-    for i, row in enumerate(lr.clip_rows(views)):
+    # Coding masks takes longer than writing them, and most are the source's own.
+    coded = {
+        camera: replace(clip, labels=None) if lr.MASKS_KEY.format(camera) in columns else clip
+        for camera, clip in views.items()
+    }
+    for i, row in enumerate(lr.clip_rows(coded)):
         for camera, key in form.video_keys.items():
             row[key] = views[camera].frames[i]
         for camera, key in form.depth_keys.items():
@@ -242,8 +253,12 @@ def _check_videos(root: Path, form: OutputFormat, meta, length: int) -> None:
                 )
 
 
-def _add_episode_columns(root: Path, record: dict) -> None:
-    """LeRobot has no way to write more of an episode than it knows (its issue 2999)."""
+def _finish_episode_table(root: Path, record: dict) -> None:
+    """Add the record to the table of a one-episode dataset, and set its statistics aside for `join`.
+
+    LeRobot has no way to write more of an episode than it knows (its issue 2999). Its statistics are some 100
+    columns, and opening a table takes `datasets` a time that grows with the square of the number of columns.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -257,7 +272,28 @@ def _add_episode_columns(root: Path, record: dict) -> None:
         RECORD_KEY: json.dumps(record),
     }.items():
         table = table.append_column(key, pa.array([value] * len(table)))
-    pq.write_table(table, path)
+    aside = [
+        name
+        for name in table.column_names
+        if name.startswith('stats/') and name.split('/')[1] not in COUNTED_ANEW
+    ]
+    pq.write_table(table.select(aside), root / STATISTICS)
+    pq.write_table(table.drop_columns(aside), path)
+
+
+def _put_statistics_back(root: Path, parts: Sequence[Path]) -> None:
+    """Give the table of a joined dataset the columns that its parts' tables did without."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    statistics, first = pa.concat_tables(pq.read_table(part / STATISTICS) for part in parts), 0
+    for path in sorted(root.glob('meta/episodes/**/*.parquet')):
+        table = pq.read_table(path)
+        rows = statistics.slice(first, len(table))
+        for name in rows.column_names:
+            table = table.append_column(name, rows[name])
+        pq.write_table(table, path)
+        first += len(rows)
 
 
 def join(parts: Sequence[Path], form: OutputFormat, scratch: Path) -> Path:
@@ -285,6 +321,7 @@ def join(parts: Sequence[Path], form: OutputFormat, scratch: Path) -> Path:
                     shutil.rmtree(part)
             level, depth = joined, depth + 1
         (root,) = level
+        _put_statistics_back(root, parts)
         _conform(root, form)
     return root
 

@@ -26,6 +26,7 @@ from mask2iv_ros.data.transfer import set_rate
 Method = Callable[[Mapping[str, InteractionClip], int], dict[str, InteractionClip]]
 #: Measures an episode for the gates: source by camera, made by camera, and as the keyword `others` a list of
 #: what was kept of the variants before it, as read back -> values by gate; nan where nothing is to measure.
+#: If it has a method `reduced`, what that makes of a variant is kept of it instead of all.
 Measure = Callable[..., dict[str, float]]
 #: Loads what a worker needs; must be picklable for Ray.
 Build = Callable[[], tuple[Method, Measure | None]]
@@ -155,6 +156,8 @@ class Worker:
                 with output.tables_cached_in(self.parts / f'.{part.name}.{uuid.uuid4().hex}'):
                     made = open_dataset(part)
                     others[earlier] = {name: made.read(0, camera=name) for name in self.names['generated']}
+                if hasattr(self.measure, 'reduced'):
+                    others[earlier] = self.measure.reduced(others[earlier])
         return [others[earlier] for earlier in sorted(others)]
 
     def _make(self, views: dict, others: dict[int, dict], episode: int, variant: int) -> Outcome:
