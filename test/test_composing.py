@@ -141,6 +141,26 @@ def test_cameras_get_the_same_look():
     assert made['front'].source['augmentation'] == made['side'].source['augmentation']
 
 
+def test_a_thing_has_one_new_colour_in_all_cameras():
+    """Though one camera sees it somewhat brighter, and more of it."""
+    rng = np.random.default_rng(0)
+    colours, views = rng.integers(60, 180, (12, 3)), {}
+    for camera, shift in (('front', 0), ('side', 9)):
+        which = np.repeat(np.arange(12), rng.multinomial(60, np.full(12, 1 / 12)) + 3)
+        frames = np.tile((colours[which] + shift).astype(np.uint8), (2, 40, 1, 1))
+        views[camera] = InteractionClip(frames, np.zeros(frames.shape[:3], np.uint8), task='push'), which
+    clips = {camera: clip for camera, (clip, _) in views.items()}
+    method, away = SameMotion(None, Looks(light=0, texture=0, distractors=0), keep='everything'), []
+    for seed in range(20):
+        made = method(clips, seed)
+        seen = [
+            [np.median(made[camera].frames[0][:, which == k], axis=(0, 1)) for k in range(12)]
+            for camera, (_, which) in views.items()
+        ]
+        away.append(np.abs(np.subtract(*seen)).max(axis=1))
+    assert (np.array(away) > 60).mean() < 0.05
+
+
 def test_what_cannot_be_done_is_refused():
     with pytest.raises(ValueError, match='keep: expected one of'):
         SameMotion(None, Looks(), keep='all')

@@ -133,7 +133,7 @@ def test_a_scene_is_painted_alike_wherever_it_lies():
 
 def test_what_a_seed_draws_is_that_of_its_version(scene):
     """Or count `LOOKS_VERSION` up: jobs that are half done would go on with other looks."""
-    assert LOOKS_VERSION == 2
+    assert LOOKS_VERSION == 3
     means = [Looks(texture=0.5)(*scene, np.random.default_rng(seed)).mean() for seed in range(6)]
     assert means == pytest.approx(MEANS, abs=0.05)
 
@@ -172,14 +172,14 @@ def test_over_a_clip_distractors_stand_still_and_are_never_run_over(scene):
 
 
 def test_given_pictures_are_taken_as_they_are(scene):
-    frame, labels = scene
+    frame, _ = scene
     edit = Pictures({'front': frame + 1}, {'front': 'kitchen.png'}).draw(np.random.default_rng(0))
-    assert np.array_equal(edit(frame, labels, camera='front'), frame + 1)
+    assert np.array_equal(edit(frame, 'front'), frame + 1)
     assert edit.describe() == {'pictures': {'front': 'kitchen.png'}}
     with pytest.raises(ValueError, match=r"wrist: no picture; there are \['front'\]"):
-        edit(frame, labels, camera='wrist')
+        edit(frame, 'wrist')
     with pytest.raises(ValueError, match=r'front: picture: expected \(96, 64, 3\)'):
-        edit(frame[:, :64], labels[:, :64], camera='front')
+        edit(frame[:, :64], 'front')
 
 
 def test_wrong_input_is_refused(scene):

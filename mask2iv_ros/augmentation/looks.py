@@ -7,7 +7,7 @@ the same at any resolution.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import ClassVar
@@ -19,7 +19,7 @@ from scipy.cluster.vq import kmeans2
 from mask2iv_ros import labels as lb
 
 #: Counts changes of what a seed draws, so that no job goes on with other looks than it began with.
-LOOKS_VERSION = 2
+LOOKS_VERSION = 3
 PATTERNS = ('plain', 'stripes', 'checks', 'dots', 'marble')
 SHAPES = ('ball', 'box', 'cylinder')
 #: Luminance of linear-light RGB is close enough to this of gamma-coded values (Rec. 601).
@@ -325,7 +325,7 @@ class Look:
         return replace(self, background=background, distractors=())
 
     def __call__(
-        self, frame: np.ndarray, labels: np.ndarray, occupied: np.ndarray | None = None, camera: str = ''
+        self, frame: np.ndarray, labels: np.ndarray, occupied: np.ndarray | None = None
     ) -> np.ndarray:
         """Edit one picture.
 
@@ -334,7 +334,6 @@ class Look:
             labels: (H, W) uint8 label ids.
             occupied: (H, W) bool, where no distractor may stand, such as wherever actor and object come in
                 the episode; None for where they are now.
-            camera: of no meaning here; other edits may have a picture for each.
 
         Returns:
             (H, W, 3) uint8.
@@ -342,20 +341,28 @@ class Look:
         return self.all_frames(frame[None], labels[None], occupied)[0]
 
     def all_frames(
-        self, frames: np.ndarray, labels: np.ndarray, occupied: np.ndarray | None = None
+        self,
+        frames: np.ndarray,
+        labels: np.ndarray,
+        occupied: np.ndarray | None = None,
+        materials: Mapping[str, np.ndarray] | None = None,
     ) -> np.ndarray:
         """The same edit on every frame of a (T, H, W, 3) uint8 clip of a static camera, by its labels.
 
         What no model draws: exact for paint and light, as far as the masks are. A pattern goes along with the
         object, but does not turn with it. Distractors stand where neither actor nor object ever comes, or as
         `occupied` says; see `__call__`.
+
+        Args:
+            materials: as `scene_materials` finds them, for cameras that see one scene; None for this clip's.
         """
         lb.check_labels(labels)
         if labels.shape != frames.shape[:3]:
             raise ValueError(f'labels: expected {frames.shape[:3]}, got {labels.shape}')
         height, width = labels.shape[1:]
         paints = self.background or self.object
-        materials = _materials(frames, labels) if paints else {}
+        if paints and materials is None:
+            materials = scene_materials([(frames, labels)])
         things = []
         if self.distractors:
             if occupied is None:
@@ -469,8 +476,12 @@ class Pictures:
         """JSON-able: the names of the pictures by camera."""
         return {'pictures': dict(self.names)}
 
-    def __call__(self, frame, labels, occupied=None, camera: str = '') -> np.ndarray:
-        """The camera's picture. Raises ValueError if there is none, or it has another size."""
+    def __call__(self, frame: np.ndarray, camera: str) -> np.ndarray:
+        """The camera's picture, in place of the frame.
+
+        Raises:
+            ValueError: there is none, or it has another size.
+        """
         picture = self.pictures.get(camera)
         if picture is None:
             raise ValueError(f'{camera}: no picture; there are {sorted(self.pictures)}')
@@ -481,15 +492,24 @@ class Pictures:
         return picture
 
 
-def _materials(frames: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """What background and object of (T, H, W, 3) uint8 frames are made of, by the first that shows them.
+def scene_materials(views: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What background and object are made of, by the first frame of each camera that shows them.
 
-    (M, 3) RGB colours of 0..1 each.
+    Args:
+        views: (T, H, W, 3) uint8 frames and (T, H, W) uint8 labels of each camera.
+
+    Returns:
+        (M, 3) RGB colours of 0..1 each; what cameras see alike is one material.
     """
     found = {}
-    for name, regions in (('background', labels == lb.BACKGROUND), ('object', lb.object_mask(labels))):
-        first = regions.any(axis=(1, 2)).argmax()
-        found[name] = find_materials(frames[first][regions[first]])
+    for name, has in (('background', lambda labels: labels == lb.BACKGROUND), ('object', lb.object_mask)):
+        seen = []
+        for frames, labels in views:
+            regions = has(labels)
+            first = regions.any(axis=(1, 2)).argmax()
+            pixels = frames[first][regions[first]]
+            seen.append(pixels[:: max(1, len(pixels) * len(views) // MATERIAL_PIXELS)])
+        found[name] = find_materials(np.concatenate(seen))
     return found
 
 

@@ -18,7 +18,7 @@ from mask2iv_ros.augmentation.composing import (
     still_backdrop,
     still_background,
 )
-from mask2iv_ros.augmentation.looks import Look, Looks, Pictures
+from mask2iv_ros.augmentation.looks import Look, Looks, Pictures, scene_materials
 from mask2iv_ros.clip import InteractionClip
 from mask2iv_ros.framing import Framing
 from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
@@ -67,11 +67,17 @@ class SameMotion:
         Raises:
             ValueError: a clip has no masks.
         """
-        return {camera: self._generate(clip, camera, seed) for camera, clip in views.items()}
+        for camera, clip in views.items():
+            if clip.labels is None:
+                raise ValueError(f'{camera}: expected masks, which `mask2iv segment` draws; got none')
+        materials = None
+        if isinstance(self.edit, Looks):  # of all cameras, so that a thing has one colour in all of them
+            materials = scene_materials([(clip.frames, clip.labels) for clip in views.values()])
+        return {camera: self._generate(clip, camera, seed, materials) for camera, clip in views.items()}
 
-    def _generate(self, clip: InteractionClip, camera: str, seed: int) -> InteractionClip:
-        if clip.labels is None:
-            raise ValueError(f'{camera}: expected masks, which `mask2iv segment` draws; got none')
+    def _generate(
+        self, clip: InteractionClip, camera: str, seed: int, materials: Mapping[str, np.ndarray] | None
+    ) -> InteractionClip:
         record, rng = {}, np.random.default_rng(seed)
         look = self.edit.draw(rng) if isinstance(self.edit, Looks | Pictures) else None
         moves = self.keep != 'nothing' and self._moves(clip, camera)
@@ -79,18 +85,22 @@ class SameMotion:
             record['look'] = look.describe()
         if self.keep == 'everything':
             still = look.for_moving_camera() if moves else look
-            frames, record['kept'] = still.all_frames(clip.frames, clip.labels), 'everything'
+            frames = still.all_frames(clip.frames, clip.labels, materials=materials)
+            record['kept'] = 'everything'
         else:
             if look is None:
                 first = self.edit(clip.frames[0], clip.labels[0], rng)
-            else:
+            elif isinstance(look, Look):
                 occupied = (clip.labels != lb.BACKGROUND).any(axis=0)
-                first = look(clip.frames[0], clip.labels[0], occupied, camera)
+                first = look.all_frames(clip.frames[:1], clip.labels[:1], occupied, materials)[0]
+            else:
+                first = look(clip.frames[0], camera)
             frames, record['kept'] = self._draw(clip, first, seed), 'nothing'
             if self.keep == 'background' and not moves:
                 record['kept'] = 'background'
                 if isinstance(look, Look):
-                    backdrop, kept = look.all_frames(clip.frames, clip.labels), background(clip.labels)
+                    backdrop = look.all_frames(clip.frames, clip.labels, materials=materials)
+                    kept = background(clip.labels)
                 else:
                     backdrop, kept = still_backdrop(first, clip.frames), still_background(clip.labels)
                 frames = compose(frames, backdrop, kept)
