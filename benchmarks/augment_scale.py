@@ -1,10 +1,13 @@
-"""Episodes an hour of `mask2iv augment`, here and on Ray, and whether memory stays flat. Writes JSON.
+"""Episodes an hour of `mask2iv augment`, here and on Ray, and its memory. Writes JSON and a table.
 
-    python benchmarks/augment_scale.py SOURCE [--model FOLDER] [--variants 2] [--workers 1 2] [--flat 1000]
+    python benchmarks/augment_scale.py SOURCE [--segmenter FOLDER] [--variants 20] [--drawn 1] [--workers 1 2]
+    python benchmarks/augment_scale.py SOURCE --flat 1000        # memory alone, into the same files
 
-SOURCE is a LeRobot v3 dataset with masks. Rows: this process, and Ray with each number of workers; each makes
-all of SOURCE anew; loading the model and joining the parts do not count. `--flat` then makes that many
-variants of each episode of SOURCE in one process and keeps its resident memory at each.
+SOURCE is a LeRobot v3 dataset with masks. Rows: episodes that are repainted, as the command does it if
+nothing else is said, ungated and (with --segmenter) gated; and episodes that the model draws (`--keep
+background`). Each in this process, and on Ray with each number of workers; each makes all of SOURCE anew.
+Loading a model and joining the parts do not count in the episodes an hour, but in the seconds in all.
+`--flat` instead repaints at least so many episodes in one process and keeps its resident memory at each.
 """
 
 from __future__ import annotations
@@ -13,14 +16,18 @@ import argparse
 import functools
 import json
 import os
+import resource
 import tempfile
 import time
 from pathlib import Path
 
 from mask2iv_ros.augmentation.job import augment
-from mask2iv_ros.augmentation.method import build_method
+from mask2iv_ros.augmentation.method import build_method, build_thresholds, uses_gpu
 from mask2iv_ros.augmentation.worker import Job
 from mask2iv_ros.cli import build_parser
+from mask2iv_ros.data.episodes import open_dataset
+
+RESULTS = Path(__file__).parent / 'results' / 'augment_scale'
 
 
 class Watched:
@@ -39,52 +46,137 @@ def build_watched(args, notes):
     return Watched(method, notes), measure
 
 
-def main() -> None:
+def commands(options: argparse.Namespace) -> dict[str, list[str]]:
+    """What each kind of row adds to `mask2iv augment SOURCE OUT`."""
+    variants = ['--variants', str(options.variants)]
+    kinds = {'repainted': [*variants, '--ungated']}
+    if options.segmenter:
+        kinds['repainted, gated'] = [*variants, '--segmenter', str(options.segmenter)]
+    if options.drawn:
+        drawn = ['--keep', 'background', '--variants', str(options.drawn), '--model', options.model]
+        kinds['drawn by the model'] = [*drawn, '--steps', str(options.steps), '--ungated']
+    return kinds
+
+
+def measure_row(source: Path, command: list[str], workers: int, cameras, device: str) -> dict:
+    asked = [*command, '--device', device]
+    args = build_parser().parse_args(['augment', str(source), 'out', *asked])
+    job = Job(str(source), variants=args.variants, cameras=cameras, other_cameras='drop')
+    executor, load, start = 'ray' if workers else 'local', os.getloadavg()[0], time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        report = augment(
+            job,
+            Path(folder) / 'out',
+            functools.partial(build_method, args),
+            build_thresholds(args),
+            executor,
+            workers or None,
+            uses_gpu(args),
+        )
+    return {
+        'command': ' '.join(asked),
+        'executor': executor,
+        'workers': workers or 1,
+        'episodes': report.counts['generated'] + report.counts['rejected'],
+        'rejected': report.counts['rejected'],
+        'failed': report.counts['failed'],
+        'episodes_per_hour': report.episodes_per_hour,
+        'seconds_in_all': time.monotonic() - start,
+        'load_before': load,
+    }
+
+
+def measure_memory(source: Path, episodes: int, cameras) -> dict:
+    """Resident memory at each of so many episodes, repainted in this process."""
+    args = build_parser().parse_args(['augment', str(source), 'out', '--ungated', '--device', 'cpu'])
+    variants, notes = -(-episodes // len(open_dataset(source))), []
+    job = Job(str(source), variants=variants, cameras=cameras, other_cameras='drop')
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        report = augment(job, Path(folder) / 'out', functools.partial(build_watched, args, notes))
+    return {
+        'episodes': report.counts['generated'],
+        'megabytes': [round(note) for note in notes[:: max(1, len(notes) // 100)]],
+        'most_megabytes': round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6),
+        'seconds': time.monotonic() - start,
+        'episodes_per_hour': report.episodes_per_hour,
+    }
+
+
+def table(report: dict) -> str:
+    frames = (
+        f'{report["frames"] / report["episodes"]:.0f} frames of {" and ".join(report["sizes"])} an episode'
+    )
+    lines = [
+        f'{report["episodes"]} episodes of `{report["source"]}`, {frames}; {report["cpus"]} CPUs; see '
+        '`augment_scale.py`. Without loading and joining; the seconds are with both.',
+        '',
+        '| | by | episodes | an hour | seconds in all |',
+        '|---|---|---|---|---|',
+    ]
+    for name, row in report['rows'].items():
+        by = 'this process' if row['executor'] == 'local' else f'Ray, workers: {row["workers"]}'
+        hourly = f'{row["episodes_per_hour"]:.0f}' if row['episodes_per_hour'] else '-'
+        kind = name.rpartition(', ')[0]
+        lines.append(f'| {kind} | {by} | {row["episodes"]} | {hourly} | {row["seconds_in_all"]:.0f} |')
+    if memory := report.get('memory'):
+        at = memory['megabytes']
+        lines += [
+            '',
+            f'Memory over {memory["episodes"]} repainted episodes in one process: {at[len(at) // 10]} MB '
+            f'after a tenth, {at[len(at) // 2]} after half, {at[-1]} at the end; at most '
+            f'{memory["most_megabytes"]}, with joining.',
+        ]
+    return '\n'.join(lines) + '\n'
+
+
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('source', type=Path)
+    parser.add_argument('--segmenter', type=Path, help='measures and gates a row of its own')
     parser.add_argument('--model', default='')
     parser.add_argument('--device', default='auto')
-    parser.add_argument('--steps', type=int, default=0)
-    parser.add_argument('--variants', type=int, default=2)
+    parser.add_argument('--steps', type=int, default=0, help='of the model; 0: as it says')
+    parser.add_argument('--variants', type=int, default=20, help='repainted ones of each episode')
+    parser.add_argument('--drawn', type=int, default=1, help='variants that the model draws; 0: none')
     parser.add_argument('--cameras', nargs='+')
-    parser.add_argument('--workers', type=int, nargs='*', default=[1, 2])
-    parser.add_argument('--flat', type=int, default=0)
-    parser.add_argument('-o', '--out', type=Path, default=Path('benchmarks/results/augment_scale.json'))
-    args = parser.parse_args()
-    asked = ['augment', str(args.source), 'out', '--ungated', '--model', args.model, '--device', args.device]
-    asked += ['--keep', 'background']
-    command = build_parser().parse_args([*asked, '--steps', str(args.steps)])
-    result = {'cpus': os.cpu_count(), 'load_before': os.getloadavg()[0], 'rows': []}
-    cameras = args.cameras and tuple(args.cameras)
-    job = Job(str(args.source), variants=args.variants, cameras=cameras, other_cameras='drop')
-    build = functools.partial(build_method, command)
-    with tempfile.TemporaryDirectory() as folder:
-        for workers in (0, *args.workers):
-            out, start = Path(folder) / f'out_{workers}', time.monotonic()
-            executor = 'ray' if workers else 'local'
-            report = augment(job, out, build, executor=executor, workers=workers or None)
-            row = {
-                'executor': executor,
-                'workers': workers or 1,
-                'episodes': report.counts['generated'],
-                'episodes_per_hour': report.episodes_per_hour,
-                'seconds_in_all': time.monotonic() - start,
-            }
-            result['rows'].append(row)
-            print(row, flush=True)
-        if args.flat:
-            notes: list[float] = []
-            many = Job(str(args.source), variants=args.flat, cameras=cameras, other_cameras='drop')
-            start = time.monotonic()
-            report = augment(many, Path(folder) / 'flat', functools.partial(build_watched, command, notes))
-            result['memory'] = {
-                'episodes': report.counts['generated'],
-                'megabytes': notes[:: max(1, len(notes) // 100)],
-                'seconds': time.monotonic() - start,
-                'episodes_per_hour': report.episodes_per_hour,
-            }
-    result['load_after'] = os.getloadavg()[0]
-    args.out.write_text(json.dumps(result, indent=2) + '\n')
+    parser.add_argument(
+        '--workers', type=int, nargs='*', default=[1, 2], help='rows on Ray, beside the local'
+    )
+    parser.add_argument('--flat', type=int, default=0, help='episodes over which memory is watched, instead')
+    parser.add_argument(
+        '-o', '--output', type=Path, default=RESULTS, help='result files, without their ending'
+    )
+    options = parser.parse_args(arguments)
+    os.environ.setdefault(
+        'RAY_worker_niceness', '0'
+    )  # as this process; Ray's 15 is slow where others work too
+    path, cameras = options.output.with_suffix('.json'), options.cameras and tuple(options.cameras)
+    reader = open_dataset(options.source)
+    episodes = [reader.episode(index) for index in range(len(reader))]
+    seen = [reader.read(0, [0], camera).frames.shape[1:3] for camera in cameras or episodes[0].masked]
+    facts = {
+        'source': options.source.name,
+        'episodes': len(episodes),
+        'frames': sum(episode.length for episode in episodes),
+        'sizes': [f'{height}x{width}' for height, width in seen],
+        'cpus': os.cpu_count(),
+    }
+    report = json.loads(path.read_text()) if path.is_file() else {}
+    if any(report.get(key) != value for key, value in facts.items()):
+        report = {**facts, 'rows': {}}
+    if options.flat:
+        report['memory'] = measure_memory(options.source, options.flat, cameras)
+    else:
+        for kind, command in commands(options).items():
+            for workers in (0, *options.workers):
+                name = f'{kind}, {workers or "local"}'
+                row = measure_row(options.source, command, workers, cameras, options.device)
+                report['rows'][name] = row
+                print(name, row, flush=True)
+    path.write_text(json.dumps(report, indent=1) + '\n')
+    path.with_suffix('.md').write_text(table(report))
+    print(table(report))
 
 
 if __name__ == '__main__':

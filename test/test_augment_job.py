@@ -239,6 +239,17 @@ def test_provenance_in_the_source_column_survives_what_drops_episode_columns(tmp
     assert 0.2 < made['draws']['images0']['factor'] < 0.9
 
 
+def test_each_frame_tells_the_seed_and_the_look_is_drawn_of_it_again(tmp_path):
+    write_trajectory(tmp_path / 'bridge', images=9, masks=True)
+    method = SameMotion(None, Looks(), keep='everything')
+    augment(Job(str(tmp_path / 'bridge')), tmp_path / 'out', lambda: (method, None))
+    told = open_dataset(tmp_path / 'out').source(0)['augmentation']
+    assert told['draws'] == {'images0': {'kept': 'everything'}}
+    look = Looks().draw(np.random.default_rng(told['seed'])).describe()
+    (record,) = records(tmp_path / 'out')
+    assert record['draws']['images0']['look'] == json.loads(json.dumps(look))
+
+
 def test_another_kind_of_source_gives_what_import_would_write(tmp_path):
     write_trajectory(tmp_path / 'bridge', images=9, masks=True)
     augment(Job(str(tmp_path / 'bridge')), tmp_path / 'out', lambda: (Tint(), None))

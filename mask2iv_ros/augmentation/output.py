@@ -3,7 +3,8 @@
 Each episode is first a LeRobot dataset of its own (`write_episode`); `join` makes one of them all. What
 is known of its making (its record) is stored three times, because LeRobot's tools lose each in some case:
 in per-episode columns of meta/episodes (lost by delete and split), in `annotation.source` of each frame
-where the source has that column (never lost), and in the file `SIDECAR` (lost by every tool).
+where the source has that column (never lost, but without looks), and in the file `SIDECAR` (lost by every
+tool).
 """
 
 from __future__ import annotations

@@ -194,7 +194,8 @@ class Worker:
         if not variant or self.job.mode == 'same_motion':
             columns = output.recorded_columns(self.reader, episode, self.form)
         for camera, clip in made.items():
-            made[camera] = _with_source(clip, {**views[camera].source, 'augmentation': record})
+            source = {**views[camera].source, 'augmentation': in_each_frame(record)}
+            made[camera] = _with_source(clip, source)
         self._write(made, columns, record, part_name(episode, variant))
         return Outcome(episode, variant, 'kept')
 
@@ -265,6 +266,17 @@ def failed(error: Exception, episode: int, variant: int) -> Outcome:
         passing=full or isinstance(error, (OSError, MemoryError)),
         full_disk=full,
     )
+
+
+def in_each_frame(record: dict) -> dict:
+    """What of a record stands in each frame of the tables: not the looks, 10 kB that the seed draws again."""
+    if 'draws' not in record:
+        return record
+    draws = record['draws'].items()
+    return {
+        **record,
+        'draws': {camera: {k: v for k, v in (draw or {}).items() if k != 'look'} for camera, draw in draws},
+    }
 
 
 def _with_source(clip: InteractionClip, source: dict) -> InteractionClip:
