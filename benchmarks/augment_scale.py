@@ -74,7 +74,7 @@ def measure_row(source: Path, command: list[str], workers: int, cameras, device:
             uses_gpu(args),
         )
     return {
-        'command': ' '.join(asked),
+        'command': ' '.join(Path(word).name if '/' in word else word for word in asked),
         'executor': executor,
         'workers': workers or 1,
         'episodes': report.counts['generated'] + report.counts['rejected'],

@@ -6,7 +6,8 @@ Node, simulated robot and this client are processes of their own. Between two pl
 Then the client does what `examples/execute_plans.py` does: it waits for images of the present state, asks for
 one plan in masks, or for six and chooses one, and turns it into waypoints of the hand. Parts, in seconds:
 
-* images: until frame, masks, depth and calibration of one stamp have come; the robot draws `--rate` a second;
+* images: until frame, masks, depth and calibration of one stamp have come. The simulated robot draws `--rate`
+  a second, in software, on the same cores as the model: more images a second make plans slower;
 * model: as the node reports it;
 * service: the rest of the request, which is messages, conversion and transport;
 * rules: choosing, and waypoints.
@@ -83,7 +84,7 @@ def main() -> None:
     parser.add_argument('--runs', type=int, default=10, help='plans a row, after one that is not counted')
     parser.add_argument('--samples', type=int, nargs='+', default=[1, 6])
     parser.add_argument('--poses', type=int, default=2200, help='of the arm, to learn how it looks')
-    parser.add_argument('--rate', type=float, default=10.0, help='images a second')
+    parser.add_argument('--rate', type=float, default=2.0, help='images a second')
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--output', type=Path)
     options = parser.parse_args()
