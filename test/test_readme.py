@@ -270,3 +270,37 @@ def test_the_second_task_is_that_of_its_result_file():
     looks = 'changed', 'changed', 'training', 'training'
     found = zip(('every_frame', 'real') * 2, looks, strict=True)
     assert [int(x) for x in told.groups()] == [round(rows[r]['looks'][look]['success']) for r, look in found]
+
+
+def test_throughput_is_that_of_the_result_file():
+    report = json.loads((ROOT / 'benchmarks/results/augment_scale.json').read_text())
+    hourly = {name: row['episodes_per_hour'] for name, row in report['rows'].items()}
+    told = re.search(
+        r'repaints ([\d,]+) episodes an hour \((\d+) frames of\s+(\w+); ([\d,]+) with gates, ([\d,]+) if the',
+        README,
+    )
+    plain, frames, size, gated, drawn = told.groups()
+    for number, kind in ((plain, 'repainted'), (gated, 'repainted, gated'), (drawn, 'drawn by the model')):
+        assert int(number.replace(',', '')) == round(hourly[f'{kind}, local'], -2), kind
+    assert int(frames) == round(report['frames'] / report['episodes'])
+    assert [size] == report['sizes']
+    times = re.search(
+        r'two cores do ([\d.]+) times what one does, with gates ([\d.]+) times', README
+    ).groups()
+    for number, kind in zip(times, ('repainted', 'repainted, gated'), strict=True):
+        assert float(number) == round(hourly[f'{kind}, 2'] / hourly[f'{kind}, 1'], 1)
+    memory = report['memory']['megabytes']
+    assert report['memory']['episodes'] >= 1000
+    assert memory[-1] < 1.1 * memory[len(memory) // 10]
+
+
+def test_the_wait_for_a_new_plan_is_that_of_the_result_file():
+    report = json.loads((ROOT / 'benchmarks/results/replan_cpu.json').read_text())
+    one, six = (report[f'{count} samples']['median'] for count in (1, 6))
+    told = re.search(
+        r'waits ([\d.]+) s: ([\d.]+) s for images, ([\d.]+) s for the model, ([\d.]+) s for messages\s+and '
+        r'rules. With six plans to choose from it is ([\d.]+) s',
+        README,
+    )
+    measured = one['total'], one['images'], one['model'], one['service'] + one['rules'], six['total']
+    assert [float(x) for x in told.groups()] == [round(x, 1) for x in measured]
