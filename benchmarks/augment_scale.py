@@ -17,6 +17,7 @@ import functools
 import json
 import os
 import resource
+import shlex
 import tempfile
 import time
 from pathlib import Path
@@ -53,8 +54,9 @@ def commands(options: argparse.Namespace) -> dict[str, list[str]]:
     if options.segmenter:
         kinds['repainted, gated'] = [*variants, '--segmenter', str(options.segmenter)]
     if options.drawn:
-        drawn = ['--keep', 'background', '--variants', str(options.drawn), '--model', options.model]
-        kinds['drawn by the model'] = [*drawn, '--steps', str(options.steps), '--ungated']
+        drawn = ['--keep', 'background', '--variants', str(options.drawn), '--ungated']
+        drawn += ['--model', options.model] if options.model else []
+        kinds['drawn by the model'] = drawn + (['--steps', str(options.steps)] if options.steps else [])
     return kinds
 
 
@@ -74,7 +76,7 @@ def measure_row(source: Path, command: list[str], workers: int, cameras, device:
             uses_gpu(args),
         )
     return {
-        'command': ' '.join(Path(word).name if '/' in word else word for word in asked),
+        'command': shlex.join(Path(word).name if '/' in word else word for word in asked),
         'executor': executor,
         'workers': workers or 1,
         'episodes': report.counts['generated'] + report.counts['rejected'],
@@ -168,6 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.flat:
         report['memory'] = measure_memory(options.source, options.flat, cameras)
     else:
+        report['rows'] = {}
         for kind, command in commands(options).items():
             for workers in (0, *options.workers):
                 name = f'{kind}, {workers or "local"}'

@@ -647,10 +647,17 @@ def run_on_ray(source, out, flag):
         (0, None, True, 8, 0),
         (2, None, False, 8, 0),
         (2, 3, False, 3, 0),
+        (2, 3, True, 3, 0.5),  # two thirds of one would leave the third worker without
+        (16, None, True, 8, 1),
     ],
 )
 def test_on_ray_workers_ask_for_a_gpu_only_if_they_have_work_for_one(gpus, workers, gpu, count, share):
     assert shares({'CPU': 8.0, 'GPU': float(gpus)}, workers, gpu) == (count, share)
+
+
+def test_more_workers_than_cpus_are_refused_for_ray_would_wait_for_ever():
+    with pytest.raises(ValueError, match='expected at most 2, one for each CPU of the cluster, got 4'):
+        shares({'CPU': 2.0}, 4, gpu=False)
 
 
 @pytest.mark.parametrize(
@@ -734,6 +741,14 @@ def test_new_motions_refuse_what_changes_looks(source, tmp_path, capsys):
         (['--segmenter', 'none', '--ungated'], '--ungated: with --segmenter, what fails a gate is left out'),
         (['--ungated', '--variants', '0'], 'variants: expected at least 1, got 0'),
         (['--ungated', '--seed', '-1'], 'seed: expected at least 0, got -1'),
+        (['--ungated', '--workers', '2'], '--workers: one process does it all'),
+        (['--ungated', '--executor', 'ray', '--workers', '0'], '--workers: expected at least 1, got 0'),
+        (['--ungated', '--pictures', 'top=a.png', '--change', 'light'], '--change: given first frames'),
+        (['--ungated', '--pictures', 'top=a.png', '--keep', 'everything'], '--keep: given first frames'),
+        (
+            ['--ungated', '--mode', 'new-motion', '--inverse-dynamics', 'x', '--goal-shift', 'nan'],
+            '--goal-shift: expected a number, got nan',
+        ),
     ],
 )
 def test_options_that_make_no_sense_are_refused_before_anything_is_written(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 from mask2iv_ros.augmentation.worker import Outcome, Worker, part_name
@@ -24,10 +25,15 @@ def shares(resources: Mapping[str, float], workers: int | None, gpu: bool) -> tu
     Args:
         workers: as was asked for; None for one a GPU, or where none is there or needed, one a CPU.
         gpu: whether a worker has work for a GPU.
+
+    Raises:
+        ValueError: more workers than CPUs, for which Ray would wait for ever.
     """
-    gpus = int(resources.get('GPU', 0)) if gpu else 0
-    count = workers or gpus or int(resources['CPU'])
-    return count, min(1, gpus / count)
+    gpus, cpus = int(resources.get('GPU', 0)) if gpu else 0, int(resources['CPU'])
+    count = workers or min(gpus or cpus, cpus)
+    if count > cpus:
+        raise ValueError(f'workers: expected at most {cpus}, one for each CPU of the cluster, got {count}')
+    return count, 1 / math.ceil(count / gpus) if gpus else 0
 
 
 def run_on_ray(

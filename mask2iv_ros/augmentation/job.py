@@ -15,6 +15,7 @@ import json
 import math
 import shutil
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -92,6 +93,7 @@ def augment(
         'source': str(Path(job.source).resolve()),
         'source_content': _fingerprint(reader),
         'thresholds': _facts(thresholds),
+        'parts': output.PARTS_VERSION,
     }
     identity = json.loads(json.dumps(identity))
     if out.exists() and any(out.iterdir()):
@@ -283,9 +285,13 @@ def _room_for_joining(parts: Path) -> Iterator[None]:
     except BaseException as error:
         code = system_error(error, parts)
         shutil.rmtree(parts / 'joined', ignore_errors=True)
-        if code == errno.ENOSPC:
-            told = f'all episodes are in {parts}; to join them takes about as much space again. Make room'
-            raise OSError(code, f'no space left on device: {told}, and the same command goes on') from error
+        if code == errno.ENOSPC and isinstance(error, Exception):
+            raise OSError(
+                code,
+                f'no space left on device: all episodes are in {parts}; to join them takes about as much '
+                f'space again, some of it in {tempfile.gettempdir()}. Make room, and the same command goes '
+                f'on. ({error})',
+            ) from error
         raise
 
 

@@ -234,8 +234,8 @@ class Distractor:
         height, width = taken.shape
         h, w = (max(3, round(side * height)) for side in self.size)
         counts = np.pad(np.cumsum(np.cumsum(taken, axis=0, dtype=np.int64), axis=1), ((1, 0), (1, 0)))
-        draw = np.random.default_rng(self.seed)
-        for share_y, share_x in draw.random((TRIES, 2)):
+        places = np.random.default_rng(self.seed).random((TRIES, 2))
+        for share_y, share_x in places:
             top = int((0.2 + 0.8 * share_y) * (height - h))
             left = int(share_x * (width - w))
             bottom, right = top + h, left + w

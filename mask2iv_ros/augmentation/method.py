@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -41,8 +42,19 @@ def check_options(args: argparse.Namespace) -> None:
         ignored = [name for name in ('gates',) if getattr(args, name)]
         ignored += ['inverse_dynamics'] if args.inverse_dynamics and args.mode == 'same-motion' else []
         why = 'nothing is measured without --segmenter'
+    if not ignored and args.pictures:
+        ignored = ['change'] if args.change else []
+        ignored += ['keep'] if args.keep == 'everything' else []
+        why = 'given first frames have no looks that could be repainted'
+    if not ignored and args.executor != 'ray':
+        ignored = ['workers'] if args.workers is not None else []
+        why = 'one process does it all; say --executor ray'
     if ignored:
         raise ValueError(f'{", ".join("--" + name.replace("_", "-") for name in ignored)}: {why}')
+    if args.workers is not None and args.workers < 1:
+        raise ValueError(f'--workers: expected at least 1, got {args.workers}')
+    if args.goal_shift is not None and not math.isfinite(args.goal_shift):
+        raise ValueError(f'--goal-shift: expected a number, got {args.goal_shift}')
     if args.segmenter is None:
         return
     if args.ungated:
@@ -128,10 +140,9 @@ def build_thresholds(args: argparse.Namespace) -> Thresholds | None:
         name, value = _pair(text, 'GATE=VALUE')
         if name not in names:
             raise ValueError(f'--gates: expected one of {", ".join(names)}, got {name!r}')
-        try:
-            values[name] = None if value == 'off' else float(value)
-        except ValueError as error:
-            raise ValueError(f'--gates: {name}: expected a number or off, got {value!r}') from error
+        values[name] = None if value == 'off' else _number(value)
+        if value != 'off' and values[name] is None:
+            raise ValueError(f'--gates: {name}: expected a number or off, got {value!r}')
     return Thresholds(**values)
 
 
@@ -147,9 +158,19 @@ def method_facts(args: argparse.Namespace) -> dict:
             facts[name] = {'path': str(folder), 'weights': hash_weights(folder)}
     if args.mode == 'new-motion':
         return {**facts, 'goal_shift': _goal_shift(args), 'texts': args.texts}
-    if not args.pictures:
-        facts['looks'] = {**asdict(build_edit(args)), 'version': LOOKS_VERSION}
-    return {**facts, 'keep': _kept(args), 'change': args.change or list(CHANGES), 'pictures': args.pictures}
+    if args.pictures:
+        return {**facts, 'keep': _kept(args), 'pictures': args.pictures}
+    facts['looks'] = {**asdict(build_edit(args)), 'version': LOOKS_VERSION}
+    return {**facts, 'keep': _kept(args), 'change': args.change or list(CHANGES)}
+
+
+def _number(text: str) -> float | None:
+    """A finite number; None if it is none."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _pair(text: str, form: str) -> tuple[str, str]:

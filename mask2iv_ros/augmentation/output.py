@@ -45,6 +45,9 @@ AS_RECORDED = 'recorded'
 #: holds all open.
 JOINED_AT_ONCE = 32
 
+#: Counts changes of how parts are written, so that no job joins what an older version left.
+PARTS_VERSION = 2
+
 #: Of a part, the columns of statistics that `join` puts back.
 STATISTICS = 'meta/mask2iv_statistics.parquet'
 
@@ -213,6 +216,8 @@ def write_episode(
         if dataset is not None:
             lr.abandon(dataset)
         shutil.rmtree(root, ignore_errors=True)
+        if not isinstance(error, Exception):
+            raise
         if code == errno.ENOSPC and not (isinstance(error, OSError) and error.errno == code):
             raise OSError(code, f'no space left on device: {error}') from error
         raise

@@ -59,7 +59,10 @@ class SameMotion:
         if keep == 'everything' and not isinstance(edit, Looks):
             raise ValueError("keep: 'everything' needs Looks, which can edit every frame")
         self.pipeline, self.edit, self.keep = pipeline, edit, keep
-        self._measured: dict[str, tuple[weakref.ref, bool]] = {}
+        self._measured: dict[str, tuple[weakref.ref, weakref.ref, bool]] = {}
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, '_measured': {}}  # weak references cannot be pickled
 
     def __call__(self, views: Mapping[str, InteractionClip], seed: int) -> dict[str, InteractionClip]:
         """An episode's whole clips by camera, with other frames; every camera draws the same edit.
@@ -84,8 +87,8 @@ class SameMotion:
         if look is not None:
             record['look'] = look.describe()
         if self.keep == 'everything':
-            still = look.for_moving_camera() if moves else look
-            frames = still.all_frames(clip.frames, clip.labels, materials=materials)
+            used = look.for_moving_camera() if moves else look
+            frames = used.all_frames(clip.frames, clip.labels, materials=materials)
             record['kept'] = 'everything'
         else:
             if look is None:
@@ -110,10 +113,11 @@ class SameMotion:
 
     def _moves(self, clip: InteractionClip, camera: str) -> bool:
         """Whether the camera moves; measured once for all variants of a clip."""
-        measured, moves = self._measured.get(camera, (None, False))
-        if measured is None or measured() is not clip.frames:
-            moves = background_change(clip.frames, clip.labels) > STATIC_SHARE
-            self._measured[camera] = weakref.ref(clip.frames), moves
+        *measured, moves = self._measured.get(camera, (False,))
+        seen = clip.frames, clip.labels
+        if not measured or any(one() is not other for one, other in zip(measured, seen, strict=True)):
+            moves = background_change(*seen) > STATIC_SHARE
+            self._measured[camera] = *map(weakref.ref, seen), moves
         return moves
 
     def _draw(self, clip: InteractionClip, first: np.ndarray, seed: int) -> np.ndarray:

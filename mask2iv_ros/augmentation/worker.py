@@ -269,14 +269,14 @@ def failed(error: Exception, episode: int, variant: int) -> Outcome:
 
 
 def in_each_frame(record: dict) -> dict:
-    """What of a record stands in each frame of the tables: not the looks, 10 kB that the seed draws again."""
+    """What of a record stands in each frame of the tables: no palettes, 10 kB that the seed draws again."""
     if 'draws' not in record:
         return record
-    draws = record['draws'].items()
-    return {
-        **record,
-        'draws': {camera: {k: v for k, v in (draw or {}).items() if k != 'look'} for camera, draw in draws},
-    }
+
+    def short(draw: dict | None) -> dict:
+        return {k: v for k, v in (draw or {}).items() if k != 'look' or 'pictures' in v}
+
+    return {**record, 'draws': {camera: short(draw) for camera, draw in record['draws'].items()}}
 
 
 def _with_source(clip: InteractionClip, source: dict) -> InteractionClip:

@@ -422,18 +422,24 @@ def system_error(error: BaseException | None, written: Path | None = None) -> in
 
     Args:
         written: folder that was being written. If its disk is full that is the error: encoders do not say so.
+
+    Returns:
+        ENOSPC for a full quota too, and wherever in the chain it is; else the outermost; None without any.
     """
     if written is not None and written.exists() and shutil.disk_usage(written).free < 1 << 16:
         return errno.ENOSPC
+    numbers = []
     while error is not None:
         if isinstance(error, OSError) and error.errno:
-            return error.errno
-        if found := re.search(r'\[Errno (\d+)\]', str(error)):
-            return int(found[1])
-        if 'Not enough disk space' in str(error):  # datasets gives no number
-            return errno.ENOSPC
+            numbers.append(error.errno)
+        elif found := re.search(r'\[Errno (\d+)\]', str(error)):
+            numbers.append(int(found[1]))
+        elif 'Not enough disk space' in str(error):  # datasets gives no number
+            numbers.append(errno.ENOSPC)
         error = error.__cause__ or error.__context__
-    return None
+    if {errno.ENOSPC, errno.EDQUOT} & set(numbers):
+        return errno.ENOSPC
+    return numbers[0] if numbers else None
 
 
 def load_metadata(root: str | Path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -49,7 +48,6 @@ class Planned:
         arm: how the robot looks to the camera; None if it has not learned that.
         colour: the planner needs `Observation.frame`.
         labels: the newest plan.
-        planning_seconds: that the planner took for the newest plan; the rest of a call is rules.
     """
 
     planner: Callable[[Observation], Sequence[np.ndarray]]
@@ -57,12 +55,9 @@ class Planned:
     gripper: Gripper = SAWYER
     colour: bool = False
     labels: np.ndarray | None = None
-    planning_seconds: float = 0.0
 
     def __call__(self, observation: Observation, holding: bool) -> HandMotion:
-        start = time.perf_counter()
         plans = self.planner(observation)
-        self.planning_seconds = time.perf_counter() - start
         if not len(plans):
             self.labels = None
             return HandMotion('none', [], 'there is no plan')
