@@ -455,7 +455,7 @@ def test_what_a_full_disk_makes_look_damaged_is_not_given_up(source, tmp_path, c
 def run_on_a_growing_disk(source, disk, out):
     """For a process of its own, which may mount `disk`: the job, tried anew whenever the disk is larger."""
     stamps, told = {}, []
-    for size in range(200, 4000, 100):
+    for size in range(300, 6000, 300):
         subprocess.run(['mount', '-o', f'remount,size={size}k', disk], check=True)
         try:
             report = augment(job_of(source), f'{disk}/out', lambda: (Tint(), None))
