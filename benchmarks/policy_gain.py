@@ -11,6 +11,9 @@
         --data REAL/train:12 OUT/data/every_frame
     python benchmarks/policy_gain.py OUT --make same_motion --data REAL/train:12 --variants 10
     python benchmarks/policy_gain.py OUT --row same_motion --data REAL/train:12 OUT/data/same_motion
+    python benchmarks/policy_gain.py OUT --row half_real --real-share 0.5 \
+        --data REAL/train:12 OUT/data/every_frame
+    python benchmarks/policy_gain.py OUT --row new_motion --data REAL/train:12 OUT/data/new_motion
     python benchmarks/policy_gain.py OUT --table   # results/policy_gain.{json,md,png} of OUT
     python benchmarks/policy_gain.py OUT --replay   # results/policy_gain_replay.{json,md}
 
@@ -27,7 +30,9 @@ depends on data and seed alone, and continues where it stopped.
 
 `--make` writes a dataset from the first one of `--data`: `every_frame` edits every frame by its masks, the
 same look over an episode, without any model, as `mask2iv augment` does by default; `same_motion` generates
-from an edited first frame. `mask2iv augment` makes such datasets with gates and at scale.
+from an edited first frame. `mask2iv augment` makes such datasets with gates and at scale. It also makes
+`new_motion`, from a dataset FEW of the twelve episodes alone (`lerobot-edit-dataset`): train segmenter and
+inverse dynamics on FEW, then `mask2iv augment FEW OUT/data/new_motion --mode new-motion --variants 10`.
 
 `--replay` asks what any policy's success rests on: whether recorded actions, executed again from the same
 placement, solve the task, at several rates.
