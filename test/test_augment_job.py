@@ -28,6 +28,7 @@ from lerobot.configs import RGBEncoderConfig
 from lerobot.datasets import LeRobotDataset, delete_episodes, merge_datasets, split_dataset
 from lerobot.datasets.feature_utils import features_equal_for_merge
 
+from mask2iv_ros.augmentation import output
 from mask2iv_ros.augmentation.executors import shares
 from mask2iv_ros.augmentation.job import augment
 from mask2iv_ros.augmentation.looks import Looks
@@ -282,10 +283,10 @@ def test_statistics_are_those_of_all_frames(made):
     np.testing.assert_allclose(np.ravel(stats['q50']), np.quantile(pixels, 0.5, 0), atol=0.02)
 
 
-def test_each_episode_has_its_own_statistics(made):
-    dataset, ours = read(made.out), table(made.out)
-    episodes = pa.concat_tables(pq.read_table(path) for path in made.out.glob('meta/episodes/**/*.parquet'))
-    frames = open_dataset(made.out)
+def assert_own_statistics(out):
+    dataset, ours = read(out), table(out)
+    episodes = pa.concat_tables(pq.read_table(path) for path in out.glob('meta/episodes/**/*.parquet'))
+    frames = open_dataset(out)
     for index in range(dataset.meta.total_episodes):
         rows = ours.filter(pa.compute.equal(ours['episode_index'], index))
         for key in ('action', 'index', 'episode_index', 'task_index'):
@@ -295,6 +296,16 @@ def test_each_episode_has_its_own_statistics(made):
         pixels = frames.read(index, camera='top').frames.mean(axis=(0, 1, 2)) / 255
         have = np.ravel(episodes['stats/observation.images.top/mean'][index].as_py())
         np.testing.assert_allclose(have, pixels, atol=0.02)
+
+
+def test_each_episode_has_its_own_statistics(made):
+    assert_own_statistics(made.out)
+
+
+def test_parts_that_are_joined_in_rounds_keep_their_statistics(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(output, 'JOINED_AT_ONCE', 2)
+    assert augment(job_of(source, variants=2), tmp_path / 'out', lambda: (Tint(), None)).complete
+    assert_own_statistics(tmp_path / 'out')
 
 
 def test_a_frame_weighs_as_much_as_one_of_the_source_when_statistics_are_merged(source, made):
