@@ -265,11 +265,21 @@ def test_speed_is_that_of_the_result_files():
 def test_the_second_task_is_that_of_its_result_file():
     rows = json.loads((ROOT / 'benchmarks/results/policy_gain_drawer.json').read_text())['rows']
     told = re.search(
-        r'(\d+) % instead of (\d+) under other looks, \*\*but (\d+) % instead of (\d+) under', README
+        r'12 demonstrations solve (\d+) %, with\s+the copies (\d+) %, and (\d+) % if half of each batch is '
+        r'recorded frames; \*\*under the look of the training copies still cost\s+something: (\d+), (\d+) and '
+        r'(\d+) %',
+        README,
     )
-    looks = 'changed', 'changed', 'training', 'training'
-    found = zip(('every_frame', 'real') * 2, looks, strict=True)
+    looks = ('changed',) * 3 + ('training',) * 3
+    found = zip(('real', 'every_frame', 'half_real') * 2, looks, strict=True)
     assert [int(x) for x in told.groups()] == [round(rows[r]['looks'][look]['success']) for r, look in found]
+    rows = json.loads((ROOT / 'benchmarks/results/policy_gain.json').read_text())['rows']
+    camera = re.search(r'12 demonstrations are enough \((\d+) %; with copies (\d+)\)', README).groups()
+    measured = (rows[row]['looks']['camera']['success'] for row in ('real', 'every_frame'))
+    assert [int(x) for x in camera] == [round(x) for x in measured]
+    moved = re.search(r'nothing about looks, (\d+) %; beside the copies (\d+) %', README).groups()
+    measured = (rows[row]['looks']['changed']['success'] for row in ('new_motion', 'both'))
+    assert [int(x) for x in moved] == [round(x) for x in measured]
 
 
 def test_throughput_is_that_of_the_result_file():
