@@ -266,8 +266,8 @@ def test_the_second_task_is_that_of_its_result_file():
     rows = json.loads((ROOT / 'benchmarks/results/policy_gain_drawer.json').read_text())['rows']
     told = re.search(
         r'12 demonstrations solve (\d+) %, with\s+the copies (\d+) %, and (\d+) % if half of each batch is '
-        r'recorded frames; \*\*under the look of the training copies still cost\s+something: (\d+), (\d+) and '
-        r'(\d+) %',
+        r'recorded frames; \*\*under the look of the training copies still cost\s+something: (\d+), '
+        r'(\d+) and (\d+) %',
         README,
     )
     looks = ('changed',) * 3 + ('training',) * 3
