@@ -91,6 +91,11 @@ def table(header: str) -> dict[str, list[float]]:
     return {row[0]: [float(re.match(r'-?[\d.]+', cell)[0]) for cell in row[1:]] for row in cells}
 
 
+def read_result(name: str) -> dict:
+    """A result file of a benchmark."""
+    return json.loads((ROOT / 'benchmarks/results' / f'{name}.json').read_text())
+
+
 def cells(header: str, name: str) -> list[str]:
     """The other cells of the row that begins with `name`, in the README's table that begins with `header`."""
     section = README.split(f'| {header} |')[1].split('\n\n')[0]
@@ -99,7 +104,7 @@ def cells(header: str, name: str) -> list[str]:
 
 
 def test_quality_tables_are_those_of_the_result_file():
-    summary = json.loads((ROOT / 'benchmarks/results/simulated_quality/test.json').read_text())['summary']
+    summary = read_result('simulated_quality/test')['summary']
     means = {row: {name: value['mean'] for name, value in values.items()}
              for row, values in summary['all clips'].items()}  # fmt: skip
     rows = {
@@ -132,14 +137,14 @@ def test_export_codes_are_those_of_the_interface():
 
 
 def test_set_up_time_is_that_of_the_result_file():
-    result = json.loads((ROOT / 'benchmarks/results/clean_clone.json').read_text())
+    result = read_result('clean_clone')
     told = re.search(r'set-up took (\d+) s,\s+downloaded (\d+) GB and takes (\d+) GB', README)
     measured = result['seconds']['set-up'], result['downloaded_gb'], result['installed_gb']
     assert [int(value) for value in told.groups()] == [round(value) for value in measured]
 
 
 def test_numbers_of_paths_are_those_of_the_result_file():
-    result = json.loads((ROOT / 'benchmarks/results/path_accuracy.json').read_text())
+    result = read_result('path_accuracy')
     measured = result['true masks as the node sees them']
     told = re.search(
         r'that path is (\d+) mm off on average, against\s+(\d+) mm at constant depth; the contact frame is '
@@ -154,7 +159,7 @@ def test_numbers_of_paths_are_those_of_the_result_file():
 
 
 def test_executed_plans_are_those_of_the_result_file():
-    rows = json.loads((ROOT / 'benchmarks/results/execute_metaworld.json').read_text())['rows']
+    rows = read_result('execute_metaworld')['rows']
     told = table('plans from')
     names = {
         'true masks of the scripted expert': 'oracle',
@@ -168,7 +173,7 @@ def test_executed_plans_are_those_of_the_result_file():
 
 
 def test_recipes_are_compared_as_in_the_result_file():
-    found = json.loads((ROOT / 'benchmarks/results/recipes.json').read_text())['differences']
+    found = read_result('recipes')['differences']
     names = {
         "the paper's recipe, told the text": 'ours - paper, text',
         "the paper's recipe, told the goal": 'ours - paper_goal, goal',
@@ -186,14 +191,14 @@ def test_recipes_are_compared_as_in_the_result_file():
 
 
 def test_training_memory_is_that_of_the_result_file():
-    recipes = json.loads((ROOT / 'benchmarks/results/training_cost.json').read_text())['recipes']
+    recipes = read_result('training_cost')['recipes']
     told = re.search(r'takes ([\d.]+) GiB by LoRA and ([\d.]+) GiB', README).groups()
     measured = (recipes[name]['peak memory GiB'] for name in ('lora_video', 'hoi4d_video'))
     assert [float(value) for value in told] == [round(value, 1) for value in measured]
 
 
 def test_replayed_actions_are_those_of_the_result_file():
-    rows = json.loads((ROOT / 'benchmarks/results/new_motion_replay.json').read_text())['rows']
+    rows = read_result('new_motion_replay')['rows']
     told = re.search(
         r'inferred for (\d+) episodes of four tasks solve\s+(\d+) of 8 with the recorded motion, (\d+) of 8 '
         r'with another seed and (\d+) of 8 with another goal; the hand is ([\d.]+) cm, ([\d.]+) cm and '
@@ -210,7 +215,7 @@ def test_replayed_actions_are_those_of_the_result_file():
 
 
 def test_refused_episodes_are_those_of_the_result_file():
-    result = json.loads((ROOT / 'benchmarks/results/gate_calibration.json').read_text())
+    result = read_result('gate_calibration')
     refused = result['good from 15 dB']['default']['refused']['all']
     told = re.search(
         r'the gates refuse (\d+) of (\d+) deliberately\s+damaged variants and no good one', README
@@ -221,7 +226,7 @@ def test_refused_episodes_are_those_of_the_result_file():
 
 
 def test_policies_are_those_of_the_result_file():
-    rows = json.loads((ROOT / 'benchmarks/results/policy_gain.json').read_text())['rows']
+    rows = read_result('policy_gain')['rows']
     names = {
         '12 demonstrations': 'real',
         "the same 12, with LeRobot's image transforms": 'ordinary',
@@ -240,7 +245,7 @@ def test_policies_are_those_of_the_result_file():
 
 
 def test_speed_is_that_of_the_result_files():
-    latency = json.loads((ROOT / 'benchmarks/results/latency_cpu.json').read_text())
+    latency = read_result('latency_cpu')
     for row, kind in (('masks and video', 'whole call'), ('masks only', 'trajectory only')):
         found = latency[kind]['median']
         stage_1, _, outside, total = cells('seconds', row)
@@ -250,11 +255,11 @@ def test_speed_is_that_of_the_result_files():
     ready = re.search(r'ready (\d+) s after its start \((\d+) s the first', README).groups()
     measured = [latency['start-up'][kind]['median'] for kind in ('warm', 'cold')]
     assert list(map(int, ready)) == [round(value) for value in measured]
-    speed = json.loads((ROOT / 'benchmarks/results/speed_cpu.json').read_text())
+    speed = read_result('speed_cpu')
     seconds, times = re.search(r'a plan takes ([\d.]+) s, ([\d.]+) times less', README).groups()
     assert float(seconds) == round(speed['rows']['ours']['parts']['total']['median'], 2)
     assert float(times) == round(speed['faster']['ours']['median'], 1)
-    rows = json.loads((ROOT / 'benchmarks/results/denoising_steps.json').read_text())['rows']
+    rows = read_result('denoising_steps')['rows']
     losses = [
         value['loss']['high'] for value in rows['4'].values() if isinstance(value, dict) and 'loss' in value
     ]
@@ -263,7 +268,7 @@ def test_speed_is_that_of_the_result_files():
 
 
 def test_the_second_task_is_that_of_its_result_file():
-    rows = json.loads((ROOT / 'benchmarks/results/policy_gain_drawer.json').read_text())['rows']
+    rows = read_result('policy_gain_drawer')['rows']
     told = re.search(
         r'12 demonstrations solve (\d+) %, with\s+the copies (\d+) %, and (\d+) % if half of each batch is '
         r'recorded frames; \*\*under the look of the training copies still cost\s+something: (\d+), '
@@ -273,7 +278,7 @@ def test_the_second_task_is_that_of_its_result_file():
     looks = ('changed',) * 3 + ('training',) * 3
     found = zip(('real', 'every_frame', 'half_real') * 2, looks, strict=True)
     assert [int(x) for x in told.groups()] == [round(rows[r]['looks'][look]['success']) for r, look in found]
-    rows = json.loads((ROOT / 'benchmarks/results/policy_gain.json').read_text())['rows']
+    rows = read_result('policy_gain')['rows']
     camera = re.search(r'12 demonstrations are enough \((\d+) %; with copies (\d+)\)', README).groups()
     measured = (rows[row]['looks']['camera']['success'] for row in ('real', 'every_frame'))
     assert [int(x) for x in camera] == [round(x) for x in measured]
@@ -283,7 +288,7 @@ def test_the_second_task_is_that_of_its_result_file():
 
 
 def test_throughput_is_that_of_the_result_file():
-    report = json.loads((ROOT / 'benchmarks/results/augment_scale.json').read_text())
+    report = read_result('augment_scale')
     hourly = {name: row['episodes_per_hour'] for name, row in report['rows'].items()}
     told = re.search(
         r'repaints ([\d,]+) episodes an hour \((\d+) frames of\s+(\w+); ([\d,]+) with gates, ([\d,]+) if the',
@@ -303,7 +308,7 @@ def test_throughput_is_that_of_the_result_file():
 
 
 def test_the_wait_for_a_new_plan_is_that_of_the_result_file():
-    report = json.loads((ROOT / 'benchmarks/results/replan_cpu.json').read_text())
+    report = read_result('replan_cpu')
     one, six = (report[f'{count} samples']['median'] for count in (1, 6))
     told = re.search(
         r'waits ([\d.]+) s: ([\d.]+) s for images, ([\d.]+) s for the model, ([\d.]+) s for messages\s+and '

@@ -28,29 +28,37 @@ def check_options(args: argparse.Namespace) -> None:
         ValueError: the job would ignore an option.
         FileNotFoundError: there is no such segmenter.
     """
-    ignored = []
-    if not _draws(args):
-        ignored = [name for name in ('model', 'steps') if getattr(args, name)]
-        why = 'no model draws; say --keep background to have one'
-    elif args.mode == 'new-motion':
-        ignored = [name for name in ('keep', 'change', 'pictures') if getattr(args, name)]
-        why = 'new motions have no new looks'
-    if not ignored and args.mode == 'same-motion':
-        ignored = [name for name in ('texts', 'goal_shift') if getattr(args, name) not in ([], None)]
-        why = 'the motion stays as recorded; say --mode new-motion for another'
-    if not ignored and args.segmenter is None:
-        ignored = [name for name in ('gates',) if getattr(args, name)]
-        ignored += ['inverse_dynamics'] if args.inverse_dynamics and args.mode == 'same-motion' else []
-        why = 'nothing is measured without --segmenter'
-    if not ignored and args.pictures:
-        ignored = ['change'] if args.change else []
-        ignored += ['keep'] if args.keep == 'everything' else []
-        why = 'given first frames have no looks that could be repainted'
-    if not ignored and args.executor != 'ray':
-        ignored = ['workers'] if args.workers is not None else []
-        why = 'one process does it all; say --executor ray'
-    if ignored:
-        raise ValueError(f'{", ".join("--" + name.replace("_", "-") for name in ignored)}: {why}')
+
+    def given(*names: str) -> list[str]:
+        return [name for name in names if getattr(args, name) not in (None, [], '')]
+
+    same_motion, measured = args.mode == 'same-motion', args.segmenter is not None
+    for ignored, when, why in (
+        (
+            given('model') + ['steps'] * bool(args.steps),
+            not _draws(args),
+            'no model draws; say --keep background to have one',
+        ),
+        (given('keep', 'change', 'pictures'), not same_motion, 'new motions have no new looks'),
+        (
+            given('texts', 'goal_shift'),
+            same_motion,
+            'the motion stays as recorded; say --mode new-motion for another',
+        ),
+        (
+            given('gates', *['inverse_dynamics'] * same_motion),
+            not measured,
+            'nothing is measured without --segmenter',
+        ),
+        (
+            given('change', *['keep'] * (args.keep == 'everything')),
+            args.pictures,
+            'given first frames have no looks that could be repainted',
+        ),
+        (given('workers'), args.executor != 'ray', 'one process does it all; say --executor ray'),
+    ):
+        if ignored and when:
+            raise ValueError(f'{", ".join("--" + name.replace("_", "-") for name in ignored)}: {why}')
     if args.workers is not None and args.workers < 1:
         raise ValueError(f'--workers: expected at least 1, got {args.workers}')
     if args.goal_shift is not None and not math.isfinite(args.goal_shift):
