@@ -167,7 +167,8 @@ def generate(args: argparse.Namespace) -> None:
             if args.export.exists() and any(args.export.iterdir()):
                 load_metadata(args.export)
             writer = opened.enter_context(LeRobotClipWriter(args.export))
-        plans = generate_plans(load_pipeline(args.model, args.device), request)
+        pipeline = load_pipeline(args.model, args.device, low_memory=args.low_memory)
+        plans = generate_plans(pipeline, request)
         plans = check_plans(plans, PlanLimits())
         write_plans(args.out, plans, request)
         for plan in plans if writer else ():
@@ -428,6 +429,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument('--trajectory-only', action='store_true', help='masks only, no video')
     sub.add_argument('--model', default='', help='model folder; empty: the embedded mask2iv-sim')
     sub.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
+    sub.add_argument('--low-memory', action='store_true', help='for small cards: 8-bit weights, offloading')
 
     sub = command(simulate, 'make the simulated benchmark: a LeRobot v3 dataset for each split')
     sub.add_argument('out', type=Path, help='folder for the datasets; an interrupted run is continued')

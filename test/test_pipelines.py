@@ -369,6 +369,23 @@ def test_weights_that_give_nan_are_an_error(tmp_path):
         pipeline(image, labels, 'open')
 
 
+def test_with_low_memory_weights_take_a_byte_and_answers_hardly_change(tmp_path, scene):
+    made = build_tiny_pipeline()
+    for parameter in made.video_unet.parameters():  # some begin as zeros
+        torch.nn.init.normal_(parameter, std=0.1)
+    made.save_pretrained(tmp_path)
+    plain, small = (load_pipeline(tmp_path, 'cpu', torch.float32, low_memory) for low_memory in (False, True))
+    sizes = [sum(p.numel() * p.element_size() for p in x.video_unet.parameters()) for x in (plain, small)]
+    assert sizes[1] < 0.4 * sizes[0]
+    assert small.video_unet.time_embedding.linear_1.weight.dtype == torch.float32
+    labels = scene['labels'][:, None].repeat(8, 1)
+    expected, got = (
+        x.video(scene['image'], labels, generator=seeded(), output_type='latent').frames
+        for x in (plain, small)
+    )
+    assert 0 < (got - expected).abs().mean() < 0.1 * expected.abs().mean()
+
+
 def test_a_folder_of_another_pipeline_is_named(tmp_path):
     (tmp_path / 'model_index.json').write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(ModelError, match='expected a Mask2IVPipeline, got a StableDiffusionPipeline'):

@@ -19,6 +19,7 @@ from mask2iv_ros.planning.generate import (
     generate_plans,
     object_permanence,
     sample_agreement,
+    warm_up,
 )
 from mask2iv_ros.planning.motion import mask_motion, restore_motion
 from mask2iv_ros.planning.request import (
@@ -267,6 +268,22 @@ def test_offloaded_models_are_freed_after_a_request(pipeline):
     used = offloaded._all_hooks
     generate_plans(offloaded, request(trajectory_only=True))
     assert offloaded._all_hooks is not used
+
+
+def test_a_warm_up_sees_all_that_a_request_uses_and_leaves_no_trace(pipeline):
+    (before,) = generate_plans(pipeline, request())
+    used = set()
+    networks = ('trajectory_unet', 'video_unet', 'text_encoder')
+    hooks = [
+        getattr(pipeline, name).register_forward_hook(lambda *_, name=name: used.add(name))
+        for name in networks
+    ]
+    warm_up(pipeline)
+    assert used == set(networks)
+    for hook in hooks:
+        hook.remove()
+    (after,) = generate_plans(pipeline, request())
+    np.testing.assert_array_equal(before.frames, after.frames)
 
 
 def test_a_request_is_read_and_checked_without_torch():

@@ -218,7 +218,8 @@ def test_refused_episodes_are_those_of_the_result_file():
     result = read_result('gate_calibration')
     refused = result['good from 15 dB']['default']['refused']['all']
     told = re.search(
-        r'the gates refuse (\d+) of (\d+) deliberately\s+damaged variants, (\d+) of (\d+) repainted copies .*?'
+        r'the gates refuse (\d+) of (\d+) deliberately\s+damaged variants, '
+        r'(\d+) of (\d+) repainted copies .*?'
         r'(\d+) of (\d+) good ones that the model drew',
         README,
         re.DOTALL,

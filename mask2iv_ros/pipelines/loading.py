@@ -32,7 +32,10 @@ def choose_device(device: str) -> str:
 
 
 def load_pipeline(
-    model: str | Path = '', device: str = 'auto', dtype: torch.dtype | None = None
+    model: str | Path = '',
+    device: str = 'auto',
+    dtype: torch.dtype | None = None,
+    low_memory: bool = False,
 ) -> Mask2IVPipeline:
     """Load a model folder in eval mode.
 
@@ -41,6 +44,8 @@ def load_pipeline(
         device: 'cpu', 'cuda' or 'cuda:N'; 'auto' is CUDA if there is one.
         dtype: of the weights; None is bfloat16 where the device multiplies matrices in it (CUDA, a CPU with
             AMX), else float32.
+        low_memory: keep the UNets' large weights in 8 bits (float8_e4m3fn; they compute in `dtype`), and on
+            CUDA only the network there that works, the others in the computer's memory. Slower.
 
     Raises:
         ModelError: the folder cannot be loaded.
@@ -66,6 +71,12 @@ def load_pipeline(
         pipeline = Mask2IVPipeline.from_pretrained(
             unpack(path), torch_dtype=dtype, local_files_only=True, use_safetensors=True
         )
+        if low_memory:
+            for unet in filter(None, (pipeline.trajectory_unet, pipeline.video_unet)):
+                unet.enable_layerwise_casting(torch.float8_e4m3fn, dtype)
+            if device.startswith('cuda'):
+                pipeline.enable_model_cpu_offload(device=device)
+                return pipeline
         return pipeline.to(device)
     except Exception as error:
         raise ModelError(f'cannot load the model {model or "mask2iv-sim"}: {error}') from error

@@ -147,6 +147,14 @@ def generate_plans(
     return sorted(plans, key=lambda plan: -plan.score)
 
 
+def warm_up(pipeline: Mask2IVPipeline):
+    """Make a plan in one step, after which libraries are loaded, kernels chosen and memory is taken."""
+    frame = np.zeros((*pipeline.config.sample_size, 3), np.uint8)
+    mask = np.zeros(frame.shape[:2], bool)
+    mask[frame.shape[0] // 4 : frame.shape[0] // 2, frame.shape[1] // 4 : frame.shape[1] // 2] = True
+    generate_plans(pipeline, GenerationRequest(frame, mask, task='warm up', num_inference_steps=1))
+
+
 def sample_agreement(samples: np.ndarray) -> np.ndarray:
     """(S,) mean IoU of the object in frames 1.. of each of (S, T, H, W) labels with the S - 1 others.
 

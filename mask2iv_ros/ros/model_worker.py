@@ -114,9 +114,9 @@ class ModelWorker:
         self._jobs: list[Job] = []
         self._lock = threading.Lock()
 
-    def load(self, model: str, device: str) -> Future:
-        """Load the pipeline in folder `model` ('': the embedded one) to `device` ('auto': cuda, else cpu)."""
-        return self._pool.submit(self._load, model, device)
+    def load(self, model: str, device: str, low_memory: bool) -> Future:
+        """Load the pipeline; arguments as of `load_pipeline`."""
+        return self._pool.submit(self._load, model, device, low_memory)
 
     def free(self) -> Future:
         """Forget the pipeline and give its memory back, after the job that runs."""
@@ -166,17 +166,20 @@ class ModelWorker:
         for position, other in moved:
             other.on_progress(Progress('queued', position))
 
-    def _load(self, model: str, device: str):
+    def _load(self, model: str, device: str, low_memory: bool):
         from diffusers.utils import logging
 
-        import mask2iv_ros.planning.generate  # noqa: F401 - its imports take seconds; not at the first request
         from mask2iv_ros.pipelines.loading import load_pipeline
+        from mask2iv_ros.planning.generate import warm_up
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        pipeline = load_pipeline(model, device)
+        pipeline = load_pipeline(model, device, low_memory=low_memory)
         pipeline.set_progress_bar_config(disable=True)
-        self._pipeline, self.device, self.model_name = pipeline, str(pipeline.device), pipeline.config.name
+        device = str(pipeline._execution_device)  # `device` is where offloaded networks wait
+        if device.startswith('cuda'):  # on a CPU the first call is as fast as the others
+            warm_up(pipeline)
+        self._pipeline, self.device, self.model_name = pipeline, device, pipeline.config.name
 
     def _free(self):
         self._pipeline, self.device, self.model_name = None, '', ''

@@ -229,10 +229,10 @@ class Mask2IVNode(LifecycleNode):
 
     async def _load(self) -> bool:
         """Load the model that the parameters name, report it, and tell whether it can be configured now."""
-        model, device = self._value('model'), self._value('device')
+        model, device, low_memory = map(self._value, ('model', 'device', 'low_memory'))
         start = time.perf_counter()
         self._state = LOADING
-        work = self._worker.load(model, device)
+        work = self._worker.load(model, device, low_memory)
         await self._until_done(work)
         if self._state != LOADING:  # shut down
             return False

@@ -45,6 +45,12 @@ TABLE = (
         'Where the model runs: auto (cuda if there is one, else cpu), cpu, cuda or cuda:N.' + AT_CONFIGURE,
         pattern=r'auto|cpu|cuda(:\d+)?',
     ),
+    Row(
+        'low_memory',
+        False,
+        "Keep the UNets' weights in 8 bits, and on CUDA only the network there that works. Slower."
+        + AT_CONFIGURE,
+    ),
     Row('num_samples', 1, 'Plans a request, where it does not say.', limits=(1, 255)),
     Row('max_samples', 8, 'Most plans that a request may ask for.', limits=(1, 255)),
     Row('seed', 0, 'Random seed, where a request does not say.', limits=(0, 2**63 - 1)),

@@ -31,6 +31,7 @@ def nodes(start_node, tiny_model):
             remaps={'__node': 'right', **dict(zip(NAMES, RIGHT, strict=True))},
             max_age=60.0,
             num_inference_steps=1,
+            low_memory='true',
         ),
     )
 
