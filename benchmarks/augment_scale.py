@@ -3,7 +3,9 @@
     python benchmarks/augment_scale.py SOURCE [--segmenter FOLDER] [--variants 20] [--drawn 1] [--workers 1 2]
     python benchmarks/augment_scale.py SOURCE --flat 1000        # memory alone, into the same files
 
-SOURCE is a LeRobot v3 dataset with masks. Rows: episodes that are repainted, as the command does it if
+SOURCE is a LeRobot v3 dataset with masks; `results/` have the first six demonstrations of `policy_gain.py`.
+
+Rows: episodes that are repainted, as the command does it if
 nothing else is said, ungated and (with --segmenter) gated; and episodes that the model draws (`--keep
 background`). Each in this process, and on Ray with each number of workers; each makes all of SOURCE anew.
 Loading a model and joining the parts do not count in the episodes an hour, but in the seconds in all.

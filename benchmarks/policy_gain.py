@@ -17,6 +17,9 @@
     python benchmarks/policy_gain.py OUT --table   # results/policy_gain.{json,md,png} of OUT
     python benchmarks/policy_gain.py OUT --replay   # results/policy_gain_replay.{json,md}
 
+`results/policy_gain_drawer` is the same of `--tasks drawer-open`, in an OUT of its own, with `--steps 4000`;
+its table with `--results benchmarks/results/policy_gain_drawer`.
+
 A row names the datasets that a policy is trained on, any LeRobot v3 datasets with the same camera, states
 and actions; FOLDER:12 takes the first twelve episodes of each task. All rows take equally many training
 steps. Batches draw from all frames alike, or with `--real-share` that share from the first dataset.

@@ -467,8 +467,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         '--config',
         default='mask2iv-sim',
-        help='YAML file, or one of the package: mask2iv-sim (a whole small model), {hoi4d,bridge,metaworld}_'
-        '{trajectory,video} (a stage, as in the paper), lora_{trajectory,video} (a stage, on few clips)',
+        help='YAML file, or one of config/train: mask2iv-sim (a whole small model), finetune (the embedded '
+        'one, trained on), {hoi4d,bridge,metaworld}_{trajectory,video} (a stage, as in the paper), '
+        'lora_{trajectory,video} (a stage, on few clips), and baselines',
     )
     sub.add_argument('--init', help="model folder to start from, in place of the configuration's")
     sub.add_argument(

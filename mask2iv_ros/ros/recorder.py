@@ -45,6 +45,7 @@ class Recorder(Node):
         self._messages: dict[str, list[tuple[int, bytes]]] = {}
         self._recording = []
         self._begin = 0
+        self._is_cut = False
         for name in ('start', 'stop', 'discard'):
             self.create_service(Trigger, f'~/{name}', getattr(self, f'_{name}'))
         self.get_logger().info(f'Ready to record {", ".join(self._contract.topics)} into {self._dataset}')
@@ -57,6 +58,7 @@ class Recorder(Node):
             return self._answer(response, False, f'nobody publishes {", ".join(silent)}')
         self._messages = {topic: [] for topic in offers}
         self._begin = self.get_clock().now().nanoseconds
+        self._is_cut = False
         for topic, found in offers.items():
             self._kinds[topic] = found[0].topic_type
             profiles = [offer.qos_profile for offer in found]
@@ -79,8 +81,14 @@ class Recorder(Node):
             now = self.get_clock().now().nanoseconds
             if now - self._begin < self.get_parameter('max_seconds').value * 1e9:
                 self._messages[topic].append((now, data))
+            elif not self._is_cut:
+                self._is_cut = True
+                self.get_logger().warning(f'max_seconds are over: {self._cut_note()}')
 
         return keep
+
+    def _cut_note(self) -> str:
+        return f'the episode ended after {self.get_parameter("max_seconds").value:g} s (max_seconds)'
 
     def _stop(self, _, response: Trigger.Response) -> Trigger.Response:
         if not self._recording:
@@ -126,10 +134,9 @@ class Recorder(Node):
         depth = all(clip.depth is not None for clip in views.values())
         with LeRobotClipWriter(Path(self._dataset), depth=depth) as writer:
             index = writer.add(views)
-        dropped = ', '.join(f'{count} left out: {reason}' for reason, count in timeline.dropped.items())
-        return f'episode {index} of {self._dataset}: {len(frames)} frames' + (
-            f'; {dropped}' if dropped else ''
-        )
+        notes = [f'{count} left out: {reason}' for reason, count in timeline.dropped.items()]
+        notes = [', '.join(notes)] * bool(notes) + [self._cut_note()] * self._is_cut
+        return '; '.join([f'episode {index} of {self._dataset}: {len(frames)} frames', *notes])
 
     def _answer(self, response: Trigger.Response, success: bool, message: str) -> Trigger.Response:
         if success:

@@ -12,6 +12,7 @@ from std_srvs.srv import Trigger
 from mask2iv_ros.data.episodes import open_dataset
 from mask2iv_ros.labels import ACTOR, OBJECT
 
+MAX_SECONDS = 6.0
 CONTRACT = {
     'fps': 10,
     'task': 'open the drawer',
@@ -35,7 +36,9 @@ def dataset(start_node, peer, tmp_path_factory):
     folder = tmp_path_factory.mktemp('recorder')
     (folder / 'contract.yaml').write_text(yaml.safe_dump(CONTRACT))
     start_node(module='sim_camera', scene='drawer-open', width=160, height=120, rate=10.0)
-    start_node(module='recorder', contract=folder / 'contract.yaml', dataset=folder / 'live')
+    start_node(
+        module='recorder', contract=folder / 'contract.yaml', dataset=folder / 'live', max_seconds=MAX_SECONDS
+    )
     seen = []
     subscription = peer.node.create_subscription(CameraInfo, '/camera_info', seen.append, 10)
     peer.spin_until(lambda: seen, 90)
@@ -65,13 +68,14 @@ def test_an_episode_has_what_was_published_between_start_and_stop(dataset, peer)
             commands.publish(Float64MultiArray(data=[at]))
             peer.spin_for(0.05)
 
-    for round_ in range(2):
+    for round_, seconds in enumerate((3, MAX_SECONDS + 1)):
         assert call(peer, 'start').success
         assert not call(peer, 'start').success  # twice
-        move(3)
+        move(seconds)
         answer = call(peer, 'stop')
         assert answer.success, answer.message
         assert f'episode {round_} of {dataset}' in answer.message
+    assert 'the episode ended after 6 s (max_seconds)' in answer.message
     assert call(peer, 'start').success
     assert call(peer, 'discard').success
 
@@ -79,7 +83,7 @@ def test_an_episode_has_what_was_published_between_start_and_stop(dataset, peer)
     assert len(reader) == 2
     clip = reader.read(1)
     assert clip.task == 'open the drawer'
-    assert len(clip) > 8
+    assert 8 < len(clip) <= 10 * MAX_SECONDS + 1
     np.testing.assert_allclose(clip.states[:, 1], 2 * clip.states[:, 0], rtol=1e-6)
     assert (np.diff(clip.states[:, 0]) >= 0).all()
     assert np.abs(clip.states[:, 0] - clip.actions[:, 0]).max() < 0.5
