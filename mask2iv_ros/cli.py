@@ -24,6 +24,22 @@ CHANGES = ('object', 'background', 'light', 'distractors')
 SOURCE_HELP = 'folder of LeRobot v3, BridgeData V2, HOI4D, rosbag2 or a prepared benchmark, or HDF5 file(s)'
 
 
+def add_source(sub: argparse.ArgumentParser, name: str = 'source', more: str = ''):
+    """The argument for a dataset of any kind, and the options that some kinds need; see `reader_options`."""
+    sub.add_argument(name, type=Path, help=SOURCE_HELP + more)
+    sub.add_argument('--split', help='robomimic: filter key; prepared benchmark: train, val or test')
+    sub.add_argument(
+        '--contract', type=Path, help='rosbag2: YAML file of its topics, see config/recording.yaml'
+    )
+
+
+def reader_options(args: argparse.Namespace) -> dict:
+    """What `open_dataset` has to be told of a source; JSON-serialisable."""
+    options = {'split': args.split, 'contract': args.contract and str(args.contract.resolve())}
+    options |= {name: getattr(args, name, None) for name in ('orientation', 'standard_jpeg')}
+    return {name: value for name, value in options.items() if value}
+
+
 def read_image(path: Path):
     """Read a picture as (H, W, 3) uint8 RGB; ValueError if it has more than 8 bits a channel."""
     import numpy as np
@@ -108,7 +124,7 @@ def train_inverse_dynamics(args: argparse.Namespace) -> None:
     options = training.InverseDynamicsOptions(
         steps=args.steps, chunk=args.chunk, sample_size=tuple(args.size), seed=args.seed
     )
-    reader = open_dataset(args.data)
+    reader = open_dataset(args.data, **reader_options(args))
     report = training.train_inverse_dynamics(reader, args.out, args.cameras, options, args.max_minutes)
     if report is None:
         print('stopped before its schedule ended; the same command continues it')
@@ -127,7 +143,8 @@ def train_segmenter(args: argparse.Namespace) -> None:
     from mask2iv_ros.data.episodes import open_dataset
     from mask2iv_ros.training.segmenter import train_segmenter
 
-    report = train_segmenter(open_dataset(args.data), args.out, max_minutes=args.max_minutes, seed=args.seed)
+    reader = open_dataset(args.data, **reader_options(args))
+    report = train_segmenter(reader, args.out, max_minutes=args.max_minutes, seed=args.seed)
     if report is None:
         print('stopped before its schedule ended; the same command continues it')
         return
@@ -222,11 +239,10 @@ def import_(args: argparse.Namespace) -> None:
     from mask2iv_ros.data.episodes import open_dataset
     from mask2iv_ros.data.transfer import copy_episodes
 
-    names = ('split', 'orientation', 'standard_jpeg', 'contract')
-    options = {name: getattr(args, name) for name in names}
-    reader = open_dataset(args.source, **{key: value for key, value in options.items() if value})
+    options = reader_options(args)
     skipped = [] if args.skip_bad else None
-    count = copy_episodes(reader, args.out, args.cameras, args.depth, args.task, skipped=skipped)
+    reader = open_dataset(args.source, **options)
+    count = copy_episodes(reader, args.out, args.cameras, args.depth, args.task, None, skipped, options)
     print(f'{args.out}: {count} episodes')
     for error in skipped or ():
         print(f'skipped: {error}', file=sys.stderr)
@@ -247,8 +263,11 @@ def segment(args: argparse.Namespace) -> None:
         first_masks=args.first_masks,
     )
     skipped = [] if args.skip_bad else None
-    reader = open_dataset(args.source)
-    count, rejected = segment_dataset(reader, args.out, segmenter, args.camera, skipped)
+    options = reader_options(args)
+    reader = open_dataset(args.source, **options)
+    asked = ('detector', 'segmenter', 'actor', 'objects', 'masks', 'actor_masks', 'first_masks')
+    options |= {name: value and str(value) for name in asked if (value := getattr(args, name)) is not None}
+    count, rejected = segment_dataset(reader, args.out, segmenter, args.camera, skipped, options)
     print(f'{args.out}: {count} episodes with masks; look at {args.out}_review/')
     for reason in rejected:
         print(f'rejected: {reason}')
@@ -265,11 +284,17 @@ def augment(args: argparse.Namespace) -> None:
         build_thresholds,
         check_options,
         method_facts,
+        pictures,
         uses_gpu,
     )
     from mask2iv_ros.augmentation.worker import Job
 
     check_options(args)
+    for name in ('source', 'segmenter', 'inverse_dynamics'):  # workers of a cluster are elsewhere
+        if path := getattr(args, name):
+            setattr(args, name, path.resolve())
+    args.model = args.model and str(Path(args.model).expanduser().resolve())
+    args.pictures = [f'{camera}={Path(file).resolve()}' for camera, file in pictures(args).items()]
     job = Job(
         source=str(args.source),
         mode=args.mode.replace('-', '_'),
@@ -282,7 +307,7 @@ def augment(args: argparse.Namespace) -> None:
         hold_out=args.hold_out,
         method=method_facts(args),
         license=args.license,
-        options={'split': args.split} if args.split else {},
+        options=reader_options(args),
     )
     build = functools.partial(build_method, args)
     thresholds = build_thresholds(args)
@@ -304,7 +329,7 @@ def show(args: argparse.Namespace) -> None:
     from mask2iv_ros.data.dataset_page import write_page
     from mask2iv_ros.data.episodes import open_dataset
 
-    reader = open_dataset(args.source, **({'split': args.split} if args.split else {}))
+    reader = open_dataset(args.source, **reader_options(args))
     print(write_page(reader, args.out, args.clips, args.camera, args.skip_bad))
 
 
@@ -481,7 +506,7 @@ def build_parser() -> argparse.ArgumentParser:
         'learn which actions belong to what is seen, from a dataset that has actions',
         'train inverse-dynamics',
     )
-    sub.add_argument('data', type=Path, help=SOURCE_HELP)
+    add_source(sub, 'data')
     sub.add_argument('out', type=Path, help='folder for model and report; a stopped run is continued')
     sub.add_argument('--cameras', nargs='+', help='cameras to look through; all with masks if left out')
     sub.add_argument('--steps', type=int, default=3000, help='optimiser steps')
@@ -504,7 +529,7 @@ def build_parser() -> argparse.ArgumentParser:
         'learn to read masks off frames, from a dataset that has both, for the gates of `mask2iv augment`',
         'train segmenter',
     )
-    sub.add_argument('data', type=Path, help=SOURCE_HELP + ', with masks')
+    add_source(sub, 'data', ', with masks')
     sub.add_argument('out', type=Path, help='folder for model and report; a stopped run is continued')
     sub.add_argument('--seed', type=int, default=0, help='of weights and batches')
     sub.add_argument(
@@ -518,19 +543,15 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument('--masks', type=Path, help='bridge: folder of masks, if they are not in the dataset')
 
     sub = command(import_, 'copy any dataset, with masks if it has some, into a LeRobot v3 dataset')
-    sub.add_argument('source', type=Path, help=SOURCE_HELP)
+    add_source(sub)
     sub.add_argument('out', type=Path, help='LeRobot dataset; a stopped copy is continued')
     sub.add_argument('--cameras', nargs='+', help='cameras to copy; all of the first episode if left out')
     sub.add_argument('--depth', action='store_true', help='copy depth too')
     sub.add_argument('--task', help='text for episodes that have none')
-    sub.add_argument('--split', help='robomimic: filter key; prepared benchmark: train, val or test')
     sub.add_argument(
         '--orientation',
         choices=['upright', 'opengl', 'rotated'],
         help='HDF5: how images are stored, where the file does not tell it right',
-    )
-    sub.add_argument(
-        '--contract', type=Path, help='rosbag2: YAML file of its topics, see config/recording.yaml'
     )
     sub.add_argument(
         '--standard-jpeg', action='store_true', help='ALOHA: JPEGs with right colours in a viewer'
@@ -538,7 +559,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument('--skip-bad', action='store_true', help='leave damaged episodes out and list them')
 
     sub = command(segment, 'draw the masks of a dataset that has none: detection on a frame, then tracking')
-    sub.add_argument('source', type=Path, help=SOURCE_HELP)
+    add_source(sub)
     sub.add_argument('out', type=Path, help='LeRobot dataset with masks; a stopped run is continued')
     sub.add_argument('--camera', help='camera to segment; the first if left out')
     sub.add_argument('--actor', default='black robot gripper', help='what the actor looks like, in words')
@@ -552,7 +573,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument('--skip-bad', action='store_true', help='leave damaged episodes out and list them')
 
     sub = command(augment, 'make new demonstrations of recorded ones, as a LeRobot v3 dataset with actions')
-    sub.add_argument('source', type=Path, help=SOURCE_HELP + ', with masks; never written to')
+    add_source(sub, more=', with masks; never written to')
     sub.add_argument('out', type=Path, help='new LeRobot dataset; the same command continues a stopped job')
     sub.add_argument(
         '--mode',
@@ -622,7 +643,6 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument('--model', default='', help='model folder; empty: the embedded mask2iv-sim')
     sub.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
     sub.add_argument('--license', help='of the result, as the Hugging Face Hub names it, such as cc-by-4.0')
-    sub.add_argument('--split', help='robomimic: filter key; prepared benchmark: train, val or test')
     sub.add_argument(
         '--executor',
         choices=['local', 'ray'],
@@ -636,10 +656,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     sub = command(show, 'look at a dataset: HTML page with statistics, sample videos, contact sheet')
-    sub.add_argument('source', type=Path, help=SOURCE_HELP)
+    add_source(sub)
     sub.add_argument('-o', '--out', type=Path, default=Path('show'), help='folder for the page')
     sub.add_argument('--clips', type=int, default=24, help='episodes to decode, drawn at random')
-    sub.add_argument('--split', help='robomimic: filter key; prepared benchmark: train, val or test')
     sub.add_argument('--camera', help='camera to show; the first of each episode if left out')
     sub.add_argument('--skip-bad', action='store_true', help='list damaged episodes instead of stopping')
 

@@ -89,19 +89,19 @@ class Framing:
         """Map (..., H, W) uint8 label images of the source size into the model frame; padded with 0."""
         return self._map(labels, lambda image: resize_labels(image, self.inner), mode='constant')
 
-    def restore_frames(self, frames: np.ndarray, outside: np.ndarray | None = None) -> np.ndarray:
+    def restore_frames(self, frames: np.ndarray) -> np.ndarray:
         """Map (..., h, w, 3) uint8 frames of the model size back to the source size.
 
-        What the crop left out is taken from `outside` (..., H, W, 3), or black.
+        What the crop left out is black.
         """
-        return self._restore(frames, 3, lambda image: _resize(image, self.region[2:]), outside)
+        return self._restore(frames, 3, lambda image: _resize(image, self.region[2:]))
 
-    def restore_labels(self, labels: np.ndarray, outside: np.ndarray | None = None) -> np.ndarray:
+    def restore_labels(self, labels: np.ndarray) -> np.ndarray:
         """Map (..., h, w) uint8 label images of the model size back to the source size, outlines smooth.
 
-        What the crop left out is taken from `outside` (..., H, W), or background.
+        What the crop left out is background.
         """
-        return self._restore(labels, 2, lambda image: resize_labels(image, self.region[2:]), outside)
+        return self._restore(labels, 2, lambda image: resize_labels(image, self.region[2:]))
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -133,7 +133,7 @@ class Framing:
         mapped = [np.pad(resize(image), pad + [(0, 0)] * len(trailing), mode=mode) for image in flat]
         return np.stack(mapped).reshape(*images.shape[:channels], *self.model, *trailing)
 
-    def _restore(self, images: np.ndarray, image_dims: int, resize, outside: np.ndarray | None) -> np.ndarray:
+    def _restore(self, images: np.ndarray, image_dims: int, resize) -> np.ndarray:
         lead, tail = images.shape[: images.ndim - image_dims], images.shape[images.ndim - image_dims + 2 :]
         (top, left), (height, width) = self.offset, self.inner
         flat = images.reshape(-1, *self.model, *tail)[:, top : top + height, left : left + width]
@@ -141,8 +141,6 @@ class Framing:
         if self.crop is None:
             return restored
         whole = np.zeros((*lead, *self.source, *tail), np.uint8)
-        if outside is not None:
-            whole[...] = outside
         y, x, height, width = self.region
         whole[(..., slice(y, y + height), slice(x, x + width), *(slice(None),) * len(tail))] = restored
         return whole

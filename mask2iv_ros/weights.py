@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 DEFAULT_MODEL = 'mask2iv-sim'
+REPORT = 'report.json'  #: of a training, beside its weights
 PACKED = '.xz'
 
 #: LZMA2 with contexts for two-byte values.
@@ -77,11 +78,16 @@ def unpack(model: Path) -> Path:
 
 
 def hash_weights(model: str | Path) -> str:
-    """SHA-256 of a model folder's weight and configuration files, in hexadecimal."""
+    """SHA-256 of a model folder's weight and configuration files, in hexadecimal.
+
+    Of a pipeline's folder these are all below it; of a network's its own, beside which its training may lie.
+    """
+    model = Path(model).expanduser()
     digest = hashlib.sha256()
-    for path in sorted(Path(model).expanduser().rglob('*')):
-        if path.suffix in ('.safetensors', '.json'):
-            digest.update(str(path.relative_to(Path(model).expanduser())).encode() + path.read_bytes())
+    files = model.rglob('*') if (model / 'model_index.json').is_file() else model.glob('*')
+    for path in sorted(files):
+        if path.suffix == '.safetensors' or (path.suffix == '.json' and path.name != REPORT):
+            digest.update(str(path.relative_to(model)).encode() + path.read_bytes())
     return digest.hexdigest()
 
 

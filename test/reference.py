@@ -12,8 +12,6 @@ from safetensors import safe_open
 from mask2iv_ros.models.conversion import (
     convert_ldm_resampler,
     convert_ldm_unet,
-    resampler_config_from_ldm,
-    unet_config_from_ldm,
 )
 from mask2iv_ros.models.resampler import Resampler
 from mask2iv_ros.models.unet import DynamiCrafterUNet
@@ -87,6 +85,43 @@ def ldm_weights(part: str) -> dict[str, torch.Tensor]:
     weights, _ = _weights_file()
     return {
         key.removeprefix(f'{part}.'): value for key, value in weights.items() if key.startswith(f'{part}.')
+    }
+
+
+def unet_config_from_ldm(params: Mapping) -> dict:
+    """Translate a public `unet_config.params` (of DynamiCrafter's YAML files) into our UNet's config."""
+    base_channels = params['model_channels']
+    return {
+        'in_channels': params['in_channels'],
+        'out_channels': params['out_channels'],
+        'block_out_channels': [base_channels * mult for mult in params['channel_mult']],
+        'layers_per_block': params['num_res_blocks'],
+        'attention_resolutions': sorted(params['attention_resolutions']),
+        'attention_head_dim': params['num_head_channels'],
+        'transformer_layers_per_block': params['transformer_depth'],
+        'cross_attention_dim': params['context_dim'],
+        'dropout': params['dropout'],
+        'temporal_conv': params['temporal_conv'],
+        'temporal_attention': params['temporal_attention'],
+        'temporal_transformer_in': params['addition_attention'],
+        'image_cross_attention': params['image_cross_attention'],
+        'fps_condition': params['fs_condition'],
+        'default_fps': params['default_fs'],
+    }
+
+
+def resampler_config_from_ldm(params: Mapping) -> dict:
+    """Translate a public `image_proj_stage_config.params` into `Resampler`'s config."""
+    return {
+        'embedding_dim': params['embedding_dim'],
+        'output_dim': params['output_dim'],
+        'hidden_dim': params['dim'],
+        'num_layers': params['depth'],
+        'num_attention_heads': params['heads'],
+        'attention_head_dim': params['dim_head'],
+        'num_queries': params['num_queries'],
+        'num_frames': params['video_length'],
+        'ff_mult': params['ff_mult'],
     }
 
 

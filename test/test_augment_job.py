@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -170,6 +171,14 @@ def made(source, tmp_path_factory):
 
 def records(out):
     return json.loads((out / SIDECAR).read_text())['episodes']
+
+
+def test_a_source_that_was_changed_is_another_one(source, tmp_path):
+    copied = shutil.copytree(source, tmp_path / 'source')
+    augment(job_of(copied), tmp_path / 'out', lambda: (Tint(), None))
+    next(copied.glob('data/**/*.parquet')).touch()
+    with pytest.raises(ValueError, match=r'differs in source_content\.files: '):
+        augment(job_of(copied), tmp_path / 'out', lambda: (Tint(), None))
 
 
 def test_the_source_is_never_written_to(source, made):
@@ -387,6 +396,10 @@ def test_lerobots_own_eval_split_sees_held_out_episodes_alone(made):
 def test_no_eval_split_is_safe_without_held_out_episodes():
     assert safe_eval_split(['a', 'a', 'b'], [False, True, False]) == 0
     assert safe_eval_split(['a'] * 49, [False] * 46 + [True] * 3) == 0.0612
+    for total in range(1, 120):  # 100 * 0.07 is more than 7
+        for held in range(1, total):
+            split = safe_eval_split(['a'] * total, [False] * (total - held) + [True] * held)
+            assert math.ceil(total * split) <= held < total * (split + 2.1e-4)
 
 
 def test_a_finished_job_is_done(made, source):

@@ -12,7 +12,6 @@ from mask2iv_ros.models.conversion import (
     ldm_resampler_keys,
     to_ldm_resampler,
     to_ldm_unet,
-    unet_config_from_ldm,
 )
 from mask2iv_ros.models.resampler import Resampler
 from mask2iv_ros.models.unet import DynamiCrafterUNet
@@ -29,7 +28,9 @@ def shapes_of(weights) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize('in_channels', [8, 12])
 def test_full_size_unet_has_the_public_keys_and_shapes(in_channels):
-    config = unet_config_from_ldm(reference.full_size()['unet_config'] | {'in_channels': in_channels})
+    config = reference.unet_config_from_ldm(
+        reference.full_size()['unet_config'] | {'in_channels': in_channels}
+    )
     with torch.device('meta'):
         unet = DynamiCrafterUNet(**config)
     expected = dict(reference.full_size()['model.diffusion_model'])
@@ -40,7 +41,7 @@ def test_full_size_unet_has_the_public_keys_and_shapes(in_channels):
 
 
 def test_full_size_unet_is_the_default():
-    config = unet_config_from_ldm(reference.full_size()['unet_config'])
+    config = reference.unet_config_from_ldm(reference.full_size()['unet_config'])
     with torch.device('meta'):
         default = DynamiCrafterUNet().config
     assert {key: config[key] for key in config} == {
@@ -73,7 +74,7 @@ def test_config_is_inferred_from_shapes():
     assert infer_unet_config(reference.ldm_weights('unet')) == {
         key: value for key, value in expected.items() if key not in not_in_shapes
     }
-    full = unet_config_from_ldm(reference.full_size()['unet_config'])
+    full = reference.unet_config_from_ldm(reference.full_size()['unet_config'])
     inferred = infer_unet_config(meta_weights('model.diffusion_model'))
     assert inferred == {key: value for key, value in full.items() if key not in not_in_shapes}
     with torch.device('meta'):
@@ -103,12 +104,6 @@ def test_every_architecture_converts_there_and_back(config):
         inferred['attention_resolutions'] = config['attention_resolutions']  # [1] is the same
     assert inferred.items() <= config.items()
     assert shapes_of(convert_ldm_unet(ldm, inferred)) == shapes_of(weights)
-
-
-def test_unsupported_public_option_is_named():
-    params = reference.full_size()['unet_config'] | {'use_relative_position': True}
-    with pytest.raises(ValueError, match='use_relative_position=True is not supported'):
-        unet_config_from_ldm(params)
 
 
 def test_resampler_keys_have_the_public_names():

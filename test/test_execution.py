@@ -295,6 +295,10 @@ def test_the_plan_is_chosen_whose_hand_meets_the_object_in_space(arm):
     assert choose_plan(seen, plans[::-1], arm) == 0
     assert choose_plan(seen, plans[:2], arm) == 0  # one that does not even touch in the picture is worse
     assert choose_plan(seen, plans, None) == 0  # nothing tells them apart
+    beside = np.add(GRASP, (-0.12, 0, 0))  # a hand that begins near the object, and goes away
+    up = 0.3 * ray / np.linalg.norm(ray)
+    away, touching = plan(beside, apart, apart), plan(beside, beside + up, GRASP + up, GRASP + up)
+    assert choose_plan(observe(beside, BOX), [away, touching], arm) == 1
     policy = Planned(lambda _seen: plans, arm)
     assert policy(seen, holding=False).kind == 'grasp'
     np.testing.assert_array_equal(policy.labels, plans[2])

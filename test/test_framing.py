@@ -93,3 +93,25 @@ class TestCrop:
 
     def test_without_a_short_side_all_is_seen(self):
         assert Framing.with_short_side((48, 64), (32, 32), None) == Framing((48, 64), (32, 32))
+
+
+def test_what_a_crop_saw_goes_back_to_its_place():
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (2, 60, 80, 3), dtype=np.uint8)
+    labels = rng.integers(0, 4, (2, 60, 80)).astype(np.uint8)
+    framing = Framing((60, 80), (30, 40), (12, 20, 30, 40))
+    np.testing.assert_array_equal(framing.fit_frames(frames), frames[:, 12:42, 20:60])
+    for fitted, restored, original in (
+        (framing.fit_frames(frames), framing.restore_frames, frames),
+        (framing.fit_labels(labels), framing.restore_labels, labels),
+    ):
+        whole = restored(fitted)
+        np.testing.assert_array_equal(whole[:, 12:42, 20:60], original[:, 12:42, 20:60])
+        whole[:, 12:42, 20:60] = 0
+        assert not whole.any()
+    assert tuple(framing.restore_points((0, 0))) == (20, 12)
+
+
+def test_a_crop_outside_the_picture_is_refused():
+    with pytest.raises(ValueError, match='expected a part of'):
+        Framing((60, 80), (30, 40), (40, 0, 30, 40))

@@ -79,12 +79,14 @@ def mask(column: int) -> np.ndarray:
 
 def messages(seconds: float = 2.0) -> list[tuple[float, str, str, object]]:
     """(arrival, topic, type, message): images that count themselves, late masks, numbers that are times."""
-    found = [(0.0, '/task', 'std_msgs/msg/String', TYPES['std_msgs/msg/String'](data='push the box'))]
+    string = 'std_msgs/msg/String'
+    found = [(0.0, '/task', string, TYPES[string](data='the task before'))]  # latched
     info = TYPES['sensor_msgs/msg/CameraInfo']
     roi = TYPES['sensor_msgs/msg/RegionOfInterest'](0, 0, 0, 0, False)
     k = np.array([50.0, 0, 24, 0, 50, 18, 0, 0, 1])
     calibration = info(header(0), HEIGHT, WIDTH, '', np.zeros(0), k, np.zeros(9), np.zeros(12), 0, 0, roi)
     found.append((0.0, '/info', 'sensor_msgs/msg/CameraInfo', calibration))
+    found.append((0.005, '/task', string, TYPES[string](data='push the box')))
     point = TYPES['geometry_msgs/msg/PointStamped']
     for number in range(int(seconds * 20)):
         at = number / 20

@@ -6,7 +6,7 @@ from test_hdf5 import write_aloha, write_robomimic
 from test_lerobot import full_clip, write
 
 from mask2iv_ros.cli import main
-from mask2iv_ros.data.episodes import open_dataset
+from mask2iv_ros.data.episodes import files_id, open_dataset
 
 
 def test_hdf5_to_lerobot_and_back_is_exact(tmp_path):
@@ -53,7 +53,7 @@ def test_a_prepared_benchmark_becomes_a_training_set(tmp_path, capsys):
         np.testing.assert_allclose(copy.read(i).source['frame_times'], source.read(i).source['frame_times'])
 
 
-def test_a_stopped_import_is_continued(tmp_path):
+def test_a_stopped_import_is_continued(tmp_path, capsys):
     clips = [full_clip(seed) for seed in range(3)]
     write(tmp_path / 'data', *clips[:2])
     command = ['import', str(tmp_path / 'data'), str(tmp_path / 'copy')]
@@ -66,6 +66,32 @@ def test_a_stopped_import_is_continued(tmp_path):
         np.testing.assert_array_equal(copy.read(i).labels, clip.labels)
         np.testing.assert_array_equal(copy.read(i).actions, clip.actions)
         assert copy.source(i)['seed'] == i
+    capsys.readouterr()
+    assert main([*command, '--task', 'another']) == 1
+    assert "made with other options, {'task': None}, not {'task': 'another'}" in capsys.readouterr().err
     write(tmp_path / 'other', full_clip(5))
     assert main(['import', str(tmp_path / 'other'), str(tmp_path / 'copy')]) == 1
     assert len(open_dataset(tmp_path / 'copy')) == 3
+
+
+def test_a_continued_import_keeps_the_cameras_of_its_first_episode(tmp_path):
+    root = tmp_path / 'bridge'
+    write_trajectory(root, 'traj0', images=4)
+    command = ['import', str(root), str(tmp_path / 'copy'), '--task', 'wipe']
+    assert main(command) == 0
+    write_trajectory(root, 'traj1', images=4, cameras=2)
+    assert main(command) == 0
+    copy = open_dataset(tmp_path / 'copy')
+    assert [copy.episode(i).cameras for i in range(len(copy))] == [('images0',)] * 2
+
+
+def test_files_of_a_dataset_are_told_apart(tmp_path):
+    for name in ('a/one', 'a/run/two', 'b'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('x')
+    asked = (tmp_path / 'a', []), (tmp_path / 'a', [tmp_path / 'a/run']), (tmp_path / 'b', [])
+    before = [files_id(path, without) for path, without in asked]
+    (tmp_path / 'a/run/two').write_text('other')
+    (tmp_path / 'b').write_text('other')
+    after = [files_id(path, without) for path, without in asked]
+    assert [x == y for x, y in zip(before, after, strict=True)] == [False, True, False]

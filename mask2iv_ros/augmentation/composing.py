@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+import torch
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.evaluation.metrics import MOTION_THRESHOLD
+from mask2iv_ros.framing import Framing
+from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
 
 #: Width of the band around actor and object that the model draws, in picture heights.
 BAND = 0.02
 #: A camera stands still if at most this share of the background differs from frame 0.
 STATIC_SHARE = 0.05
+
+
+def film(pipeline: Mask2IVPipeline, first: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    """(T, H, W, 3) uint8 frames by stage 2, from a first frame (H, W, 3) along label images (T, H, W)."""
+    framing = Framing(first.shape[:2], tuple(pipeline.config.sample_size))
+    fitted = framing.fit_labels(labels)
+    missing = max(0, pipeline.config.num_frames - len(fitted))
+    fitted = np.concatenate((fitted, fitted[-1:].repeat(missing, axis=0)))  # the end stands still
+    frames = pipeline.video(
+        framing.fit_frames(first)[None], fitted[None], generator=torch.Generator().manual_seed(seed)
+    ).frames[0]
+    return framing.restore_frames(frames[: len(labels)])
 
 
 def background_change(frames: np.ndarray, labels: np.ndarray) -> float:

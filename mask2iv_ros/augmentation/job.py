@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import math
 import shutil
@@ -29,7 +28,7 @@ from mask2iv_ros.augmentation import output
 from mask2iv_ros.augmentation.card import dataset_card
 from mask2iv_ros.augmentation.executors import EXECUTORS
 from mask2iv_ros.augmentation.worker import Build, Job, Outcome, Worker, failed, part_name, write_json
-from mask2iv_ros.data.episodes import BadEpisode, EpisodeReader, open_dataset
+from mask2iv_ros.data.episodes import BadEpisode, EpisodeReader, files_id, open_dataset
 from mask2iv_ros.data.lerobot import load_metadata, system_error
 
 #: Episodes in a row that find the disk full before the job stops.
@@ -91,7 +90,7 @@ def augment(
     identity = {
         **asdict(job),
         'source': str(Path(job.source).resolve()),
-        'source_content': _fingerprint(reader),
+        'source_content': {'episodes': len(reader), 'files': files_id(reader.path)},
         'thresholds': _facts(thresholds),
         'parts': output.PARTS_VERSION,
     }
@@ -104,7 +103,9 @@ def augment(
         _refuse_other(out, account['identity'], identity)
         shutil.rmtree(parts, ignore_errors=True)
         return Report(account['counts'], account['dropped_by_gate'], account['failed'], True)
-    names, form = _layout(reader, job)
+    if not order:
+        raise ValueError(f'{job.source}: no episode can be read: {_first([x.reason for x in unreadable])}')
+    names, form = _layout(reader, job, order[0][0])
     del reader
     if not output.has_actions(form.features):
         told = 'the output will have no actions, because the source has none or they are dropped'
@@ -167,9 +168,13 @@ def plan(reader: EpisodeReader, job: Job) -> tuple[list[tuple[int, int]], set[in
     return order, held_out, unreadable
 
 
-def _layout(reader: EpisodeReader, job: Job) -> tuple[dict[str, list[str]], output.OutputFormat]:
-    """Which cameras are generated, kept as recorded and dropped; and the format of the output."""
-    episode = reader.episode(0)
+def _layout(reader: EpisodeReader, job: Job, first: int) -> tuple[dict[str, list[str]], output.OutputFormat]:
+    """Which cameras are generated, kept as recorded and dropped; and the format of the output.
+
+    Args:
+        first: an episode that can be read; all have its cameras.
+    """
+    episode = reader.episode(first)
     if not episode.masked:
         raise ValueError(f'{reader.path}: expected masks, which `mask2iv segment` draws; got none')
     wanted = list(job.cameras or episode.masked)
@@ -186,7 +191,7 @@ def _layout(reader: EpisodeReader, job: Job) -> tuple[dict[str, list[str]], outp
     keep = job.other_cameras == 'keep'
     names = {'generated': wanted, 'recorded': others if keep else [], 'dropped': [] if keep else others}
     cameras = [*names['generated'], *names['recorded']]
-    return names, output.output_format(reader, cameras, job.drop, job.mode == 'same_motion')
+    return names, output.output_format(reader, first, cameras, job.drop, job.mode == 'same_motion')
 
 
 def _run(
@@ -298,14 +303,6 @@ def _room_for_joining(parts: Path) -> Iterator[None]:
 def _first(reasons: list[str]) -> str:
     more = f'; and {len(reasons) - 3} more' if len(reasons) > 3 else ''
     return '; '.join(reasons[:3]) + more or 'none'
-
-
-def _fingerprint(reader: EpisodeReader) -> dict:
-    digest = hashlib.sha256()
-    for index in range(len(reader)):
-        with contextlib.suppress(BadEpisode):
-            digest.update(repr(reader.episode(index)).encode())
-    return {'episodes': len(reader), 'sha256': digest.hexdigest()}
 
 
 def _facts(thresholds) -> dict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import asdict, fields
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from mask2iv_ros.augmentation.gates import Gates, Thresholds
 from mask2iv_ros.augmentation.looks import LOOKS_VERSION, Look, Looks, Pictures
 from mask2iv_ros.augmentation.same_motion import SameMotion
 from mask2iv_ros.augmentation.worker import Measure, Method
+from mask2iv_ros.data.images import read_image
 from mask2iv_ros.weights import default_model_path, hash_weights, unpack
 
 #: What `Looks` can change.
@@ -122,11 +124,14 @@ def uses_gpu(args: argparse.Namespace) -> bool:
 def build_edit(args: argparse.Namespace) -> Looks | Pictures:
     """What is done to first frames."""
     if args.pictures:
-        from mask2iv_ros.data.images import read_image
-
-        files = dict(_pair(text, 'CAMERA=FILE') for text in args.pictures)
+        files = pictures(args)
         return Pictures({camera: read_image(Path(file)) for camera, file in files.items()}, files)
     return Looks(**{part: 0 for part in CHANGES if args.change and part not in args.change})
+
+
+def pictures(args: argparse.Namespace) -> dict[str, str]:
+    """File of the given first frame of each camera."""
+    return dict(_pair(text, 'CAMERA=FILE') for text in args.pictures or ())
 
 
 def build_thresholds(args: argparse.Namespace) -> Thresholds | None:
@@ -167,7 +172,8 @@ def method_facts(args: argparse.Namespace) -> dict:
     if args.mode == 'new-motion':
         return {**facts, 'goal_shift': _goal_shift(args), 'texts': args.texts}
     if args.pictures:
-        return {**facts, 'keep': _kept(args), 'pictures': args.pictures}
+        hashes = {name: sha256(Path(file).read_bytes()).hexdigest() for name, file in pictures(args).items()}
+        return {**facts, 'keep': _kept(args), 'pictures': args.pictures, 'picture_hashes': hashes}
     facts['looks'] = {**asdict(build_edit(args)), 'version': LOOKS_VERSION}
     return {**facts, 'keep': _kept(args), 'change': args.change or list(CHANGES)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from mask2iv_ros import labels as lb
+from mask2iv_ros.augmentation.composing import film
 from mask2iv_ros.clip import InteractionClip
 from mask2iv_ros.framing import Framing
 from mask2iv_ros.interpolation import stretch_labels
@@ -37,7 +39,6 @@ class NewMotion:
         texts: tasks to draw from; the drawn one alone says what to do, without a goal. Empty: the episode's
             own, with the goal.
         num_samples: plans of stage 1 to choose from.
-        camera: the view to make; None for episodes that have only one.
     """
 
     mode = 'new_motion'
@@ -49,7 +50,6 @@ class NewMotion:
         goal_shift: float = 0.3,
         texts: Sequence[str] = (),
         num_samples: int = 4,
-        camera: str | None = None,
     ):
         if inverse_dynamics is None:
             raise ValueError(
@@ -63,7 +63,7 @@ class NewMotion:
             )
         self.pipeline, self.inverse_dynamics = pipeline, inverse_dynamics
         self.goal_shift, self.texts, self.num_samples = goal_shift, tuple(texts), num_samples
-        self.camera = camera
+        self.batch_size = num_samples
 
     def __call__(self, views: Mapping[str, InteractionClip], seed: int) -> dict[str, InteractionClip]:
         """One view of another episode: frames, masks that were asked for, inferred actions and states.
@@ -90,7 +90,8 @@ class NewMotion:
             raise ValueError(f'new motion: {camera}: has neither a text nor a goal; nothing says what to do')
         plan_seed = int(rng.integers(2**31))
         labels, score = self._plan(clip, task, goal, plan_seed)
-        frames = self._film(clip, labels, plan_seed)
+        frames = film(self.pipeline, clip.frames[0], labels, plan_seed)
+        frames[0] = clip.frames[0]
         made = replace(
             clip, frames=frames, labels=labels, task=task, goal=goal, goal_point=None, contact=None,
             actions=None, states=None, depth=None,
@@ -115,59 +116,39 @@ class NewMotion:
         return {camera: made}
 
     def _chosen(self, views: Mapping[str, InteractionClip]) -> str:
-        if self.camera is None and len(views) != 1:
+        if len(views) != 1:
             raise ValueError(
                 f'new motion: expected episodes of one camera, got {tuple(views)}; each would be planned '
                 'another motion, so say which camera to keep'
             )
-        camera = self.camera or next(iter(views))
-        if camera not in views:
-            raise ValueError(f'new motion: expected camera {camera!r}, got {tuple(views)}')
+        (camera,) = views
         if views[camera].labels is None:
             raise ValueError(f'{camera}: expected masks, which `mask2iv segment` draws; got none')
         return camera
-
-    def _framing(self, clip: InteractionClip) -> Framing:
-        return Framing(clip.frames.shape[1:3], tuple(self.pipeline.config.sample_size))
 
     def _plan(
         self, clip: InteractionClip, task: str, goal: np.ndarray | None, seed: int
     ) -> tuple[np.ndarray, float]:
         """(T, H, W) masks of the best plan in the clip's size and length, and its score."""
-        framing, count = self._framing(clip), self.num_samples
-
-        def batch(image: np.ndarray) -> np.ndarray:
-            return image[None].repeat(count, axis=0)
-
-        first = framing.fit_labels(clip.labels[0])
-        plans = self.pipeline.trajectory(
-            batch(framing.fit_frames(clip.frames[0])),
-            batch(first),
-            task,
-            None if goal is None else batch(framing.fit_labels(goal)),
-            generator=[torch.Generator().manual_seed(seed + i) for i in range(count)],
-        ).labels
-        scores = sample_agreement(plans) if count > 1 else [object_permanence(plans[0])]
+        framing = Framing(clip.frames.shape[1:3], tuple(self.pipeline.config.sample_size))
+        first, image = framing.fit_labels(clip.labels[0]), framing.fit_frames(clip.frames[0])
+        goal = None if goal is None else framing.fit_labels(goal)
+        plans = []
+        for seeds in itertools.batched(range(seed, seed + self.num_samples), self.batch_size):
+            drawn = self.pipeline.trajectory(
+                *(array[None].repeat(len(seeds), axis=0) for array in (image, first)),
+                task,
+                None if goal is None else goal[None].repeat(len(seeds), axis=0),
+                generator=[torch.Generator().manual_seed(one) for one in seeds],
+            )
+            plans.extend(drawn.labels)
+        plans = np.stack(plans)
+        scores = sample_agreement(plans) if len(plans) > 1 else [object_permanence(plans[0])]
         best = int(np.argmax(scores))
         plans[best][0] = first
         labels = framing.restore_labels(stretch_labels(plans[best], len(clip)))
         labels[0] = clip.labels[0]
         return labels, float(scores[best])
-
-    def _film(self, clip: InteractionClip, labels: np.ndarray, seed: int) -> np.ndarray:
-        """(T, H, W, 3) frames that follow (T, H, W) masks from the clip's first frame."""
-        framing = self._framing(clip)
-        fitted = framing.fit_labels(labels)
-        missing = max(0, self.pipeline.config.num_frames - len(fitted))
-        fitted = np.concatenate((fitted, fitted[-1:].repeat(missing, axis=0)))  # the end stands still
-        frames = self.pipeline.video(
-            framing.fit_frames(clip.frames[0])[None],
-            fitted[None],
-            generator=torch.Generator().manual_seed(seed),
-        ).frames[0]
-        frames = framing.restore_frames(frames[: len(clip)])
-        frames[0] = clip.frames[0]
-        return frames
 
 
 def draw_goal(

@@ -46,7 +46,7 @@ AS_RECORDED = 'recorded'
 JOINED_AT_ONCE = 32
 
 #: Counts changes of how parts are written, so that no job joins what an older version left.
-PARTS_VERSION = 2
+PARTS_VERSION = 3
 
 #: Of a part, the columns of statistics that `join` puts back.
 STATISTICS = 'meta/mask2iv_statistics.parquet'
@@ -81,11 +81,16 @@ class OutputFormat:
 
 
 def output_format(
-    reader: EpisodeReader, cameras: Sequence[str], drop: Sequence[str] = (), same_motion: bool = True
+    reader: EpisodeReader,
+    first: int,
+    cameras: Sequence[str],
+    drop: Sequence[str] = (),
+    same_motion: bool = True,
 ) -> OutputFormat:
     """The format of what is made of `reader`'s episodes.
 
     Args:
+        first: an episode that can be read.
         cameras: that the output has.
         drop: names, with wildcards, of features of the source that it shall not have.
         same_motion: whether the output shows the recorded motions, so that all else that was recorded holds.
@@ -94,12 +99,12 @@ def output_format(
         ValueError: the source has a feature that nobody can fill; `drop` is the way out.
     """
     if not isinstance(reader, LeRobotReader):
-        first = {camera: reader.read(0, [0], camera) for camera in cameras}
-        clip = next(iter(first.values()))
+        views = {camera: reader.read(first, [0], camera) for camera in cameras}
+        clip = next(iter(views.values()))
         return OutputFormat(
-            fps=whole_rate(reader.episode(0).fps),
+            fps=whole_rate(reader.episode(first).fps),
             robot_type=None,
-            features={**lr.clip_features(first), **_default_features()},
+            features={**lr.clip_features(views), **_default_features()},
             video_keys={camera: lr.VIDEO_KEY.format(camera) for camera in cameras},
             depth_keys={},
             recorded=(),
@@ -458,7 +463,11 @@ def safe_eval_split(tasks: Sequence[str], held_out: Iterable[bool]) -> float:
         count = counts.setdefault(task, [0, 0])
         count[0] += 1
         count[1] += out
-    return math.floor(1e4 * min(held / total for total, held in counts.values())) / 1e4
+    split = math.floor(1e4 * min(held / total for total, held in counts.values()))
+    # ceil(100 * 0.07) is 8.
+    while split > 0 and any(math.ceil(total * (split / 1e4)) > held for total, held in counts.values()):
+        split -= 1
+    return split / 1e4
 
 
 def grouped_split(root: str | Path, fraction: float) -> dict[str, list[int]]:

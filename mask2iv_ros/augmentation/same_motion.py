@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.augmentation.composing import (
@@ -15,12 +14,12 @@ from mask2iv_ros.augmentation.composing import (
     background,
     background_change,
     compose,
+    film,
     still_backdrop,
     still_background,
 )
 from mask2iv_ros.augmentation.looks import Look, Looks, Pictures, scene_materials
 from mask2iv_ros.clip import InteractionClip
-from mask2iv_ros.framing import Framing
 from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
 
 #: Edits a first frame (H, W, 3) uint8 by its labels (H, W) uint8; draws from the generator alone.
@@ -84,11 +83,12 @@ class SameMotion:
         record, rng = {}, np.random.default_rng(seed)
         look = self.edit.draw(rng) if isinstance(self.edit, Looks | Pictures) else None
         moves = self.keep != 'nothing' and self._moves(clip, camera)
+        if self.keep == 'everything' and moves:
+            look = look.for_moving_camera()
         if look is not None:
             record['look'] = look.describe()
         if self.keep == 'everything':
-            used = look.for_moving_camera() if moves else look
-            frames = used.all_frames(clip.frames, clip.labels, materials=materials)
+            frames = look.all_frames(clip.frames, clip.labels, materials=materials)
             record['kept'] = 'everything'
         else:
             if look is None:
@@ -98,7 +98,7 @@ class SameMotion:
                 first = look.all_frames(clip.frames[:1], clip.labels[:1], occupied, materials)[0]
             else:
                 first = look(clip.frames[0], camera)
-            frames, record['kept'] = self._draw(clip, first, seed), 'nothing'
+            frames, record['kept'] = film(self.pipeline, first, clip.labels, seed), 'nothing'
             if self.keep == 'background' and not moves:
                 record['kept'] = 'background'
                 if isinstance(look, Look):
@@ -119,13 +119,3 @@ class SameMotion:
             moves = background_change(*seen) > STATIC_SHARE
             self._measured[camera] = *map(weakref.ref, seen), moves
         return moves
-
-    def _draw(self, clip: InteractionClip, first: np.ndarray, seed: int) -> np.ndarray:
-        framing = Framing(clip.frames.shape[1:3], tuple(self.pipeline.config.sample_size))
-        labels = framing.fit_labels(clip.labels)
-        missing = max(0, self.pipeline.config.num_frames - len(labels))
-        labels = np.concatenate((labels, labels[-1:].repeat(missing, axis=0)))  # the end stands still
-        frames = self.pipeline.video(
-            framing.fit_frames(first)[None], labels[None], generator=torch.Generator().manual_seed(seed)
-        ).frames[0]
-        return framing.restore_frames(frames[: len(clip)])

@@ -126,14 +126,23 @@ class Worker:
         views, others = None, {}
         for variant in variants:
             try:
-                if (self.parts / part_name(episode, variant)).is_dir():  # by a worker that died afterwards
-                    yield Outcome(episode, variant, 'kept')
+                if outcome := self.finished(episode, variant):  # by a worker that died afterwards
+                    yield outcome
                     continue
                 if views is None:
                     views = self._read(episode)
                 yield self._make(views, others, episode, variant)
             except Exception as error:
                 yield failed(error, episode, variant)
+
+    def finished(self, episode: int, variant: int) -> Outcome | None:
+        """The outcome of what is made already, by whoever."""
+        part = self.parts / part_name(episode, variant)
+        if part.is_dir():
+            return Outcome(episode, variant, 'kept')
+        if part.with_name(f'{part.name}.json').is_file():
+            return Outcome(episode, variant, 'rejected')
+        return None
 
     def run_all(self, episode: int, variants: Iterable[int]) -> list[Outcome]:
         """`run` for callers that cannot wait for one at a time."""

@@ -14,6 +14,7 @@ from mask2iv_ros.data.episodes import BadEpisode, EpisodeReader
 from mask2iv_ros.data.sampling import spread_frames
 from mask2iv_ros.pictures import contact_sheet, write_picture, write_video
 
+SHEET_ROWS = 12  #: clips of the contact sheet
 COLUMNS = 8  #: frames of a clip in a strip
 MAX_FRAMES = 64  #: frames of a clip that are decoded for video and statistics
 
@@ -131,7 +132,9 @@ def write_page(
         write_picture(out / poster, picture[len(picture) // 2])
         if clip.labels is not None:
             statistics.append(mask_statistics(clip))
-        strips[f'{episode.name}: {episode.task}'] = picture
+        if len(strips) < SHEET_ROWS:
+            picks = spread_frames(len(picture), COLUMNS)
+            strips[f'{episode.name}: {episode.task}'] = picture[picks]
         shown.append(
             {
                 'video': video.as_posix(),
@@ -142,9 +145,7 @@ def write_page(
             }
         )
     if strips:
-        write_picture(
-            out / 'contact_sheet.jpg', contact_sheet(dict(list(strips.items())[:12]), 1200, COLUMNS)
-        )
+        write_picture(out / 'contact_sheet.jpg', contact_sheet(strips, 1200, COLUMNS))
     _plot(out / 'statistics.png', lengths, statistics)
     facts = {
         'episodes': len(reader),

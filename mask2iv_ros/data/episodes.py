@@ -7,7 +7,9 @@ decoded frame, so a pass over any number of clips needs the memory of one.
 from __future__ import annotations
 
 import errno
+import hashlib
 import inspect
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,6 +47,24 @@ class Episode:
     task: str
     cameras: tuple[str, ...]
     masked: tuple[str, ...] = ()
+
+
+def files_id(path: Path, without: Iterable[Path] = ()) -> str:
+    """SHA-256, in hexadecimal, of names, sizes and times of the files at or below `path`.
+
+    Args:
+        without: folders below it that do not count.
+    """
+    path, without = path.resolve(), {folder.resolve() for folder in without}
+    digest = hashlib.sha256()
+    found = [(str(path.parent), [], [path.name])] if path.is_file() else os.walk(path)
+    for parent, folders, names in found:
+        folders[:] = sorted(name for name in folders if Path(parent, name) not in without)
+        for name in sorted(names):
+            file = Path(parent, name)
+            facts = file.stat()
+            digest.update(f'{file} {facts.st_size} {facts.st_mtime_ns}\n'.encode())
+    return digest.hexdigest()
 
 
 class EpisodeReader(ABC):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -114,10 +114,14 @@ def segment_dataset(
     segment: DatasetSegmenter,
     camera: str | None = None,
     skipped: list[BadEpisode] | None = None,
+    options: Mapping[str, object] | None = None,
 ) -> tuple[int, list[str]]:
     """Write the episodes of `reader` that get masks to the LeRobot dataset `out`; a stopped run is continued.
 
     Contact sheets of all episodes, rejected ones too, go to `<out>_review/`.
+
+    Args:
+        options: that masks depend on; see `copy_episodes`.
 
     Returns:
         Number of episodes in `out`, and why others were rejected in this run.
@@ -126,6 +130,8 @@ def segment_dataset(
     review.mkdir(parents=True, exist_ok=True)
     rows: dict[str, np.ndarray] = {}
     rejected: list[str] = []
+
+    drawn = 0
 
     def write_sheet(last: int) -> None:
         if rows:
@@ -137,6 +143,8 @@ def segment_dataset(
         name = reader.episode(index).name
         ((view, clip),) = views.items()
         result = segment(name, clip)
+        nonlocal drawn
+        drawn = index
         rows.update(review_rows([(f'{index} {name}: {clip.task}', clip, result)], SHEET_COLUMNS, SHEET_WIDTH))
         if len(rows) == SHEET_ROWS or index == len(reader) - 1:
             write_sheet(index)
@@ -151,7 +159,7 @@ def segment_dataset(
     if cameras is None and len(reader):
         cameras = reader.episode(0).cameras[:1]
     try:
-        count = copy_episodes(reader, out, cameras, change=change, skipped=skipped)
+        count = copy_episodes(reader, out, cameras, change=change, skipped=skipped, options=options)
     finally:
-        write_sheet(len(reader) - 1)
+        write_sheet(drawn)
     return count, rejected

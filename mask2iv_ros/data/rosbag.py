@@ -121,6 +121,10 @@ class Timeline:
     times: np.ndarray | None = None
     dropped: Counter = field(default_factory=Counter)
 
+    def newest(self, topic: str) -> int:
+        """Index of the last message of `topic`."""
+        return len(self.arrived[topic]) - 1
+
     def sample(self, contract: Contract) -> None:
         """Fill in `picked`, `times`, `dropped`. ValueError for a topic without message, or too few frames."""
         for topic in contract.topics:
@@ -211,7 +215,9 @@ def build_clip(
     return InteractionClip(
         frames=np.stack([_colour(message, topics.image) for message in picked(topics.image)]),
         labels=labels,
-        task=messages[contract.task][0].data if contract.task.startswith('/') else contract.task,
+        task=messages[contract.task][timeline.newest(contract.task)].data
+        if contract.task.startswith('/')
+        else contract.task,
         fps=contract.fps,
         actions=numbers(contract.actions),
         states=numbers(contract.states),
@@ -272,7 +278,8 @@ class RosbagReader(EpisodeReader):
         timeline, contract = self._sampled(index), self.contract
         task = contract.task
         if task.startswith('/'):
-            task = self._messages(index, timeline, {task: {0}})[task][0].data
+            newest = timeline.newest(task)
+            task = self._messages(index, timeline, {task: {newest}})[task][newest].data
         return Episode(
             name=self._bags[index].name,
             length=len(timeline.times),
@@ -290,7 +297,10 @@ class RosbagReader(EpisodeReader):
         names += [name.partition(':')[0] for name in (*contract.states, *contract.actions)]
         for topic in filter(None, names):
             wanted[topic] = set(timeline.picked[topic][frames].tolist())
-        wanted |= {topic: {0} for topic in (topics.camera_info, contract.task) if topic.startswith('/')}
+        if topics.camera_info:
+            wanted[topics.camera_info] = {0}
+        if contract.task.startswith('/'):
+            wanted[contract.task] = {timeline.newest(contract.task)}
         messages = self._messages(index, timeline, wanted)
         return build_clip(contract, camera, timeline, messages, frames)
 

@@ -211,8 +211,10 @@ class Detector:
     def __init__(self, model: str | Path = DETECTOR, device: str = 'auto'):
         from transformers import AutoModelForZeroShotObjectDetection, GroundingDinoProcessor
 
+        from mask2iv_ros.pipelines.loading import choose_device
+
         self.name = str(model)
-        self.device = _device(device)
+        self.device = choose_device(device)
         self.model, self.processor = _load(
             'detector',
             DETECTOR,
@@ -280,8 +282,10 @@ class VideoSegmenter:
     def __init__(self, model: str | Path = SEGMENTER, device: str = 'auto'):
         from transformers import Sam2VideoModel, Sam2VideoProcessor
 
+        from mask2iv_ros.pipelines.loading import choose_device
+
         self.name = str(model)
-        self.device = _device(device)
+        self.device = choose_device(device)
         self.model, self.processor = _load(
             'segmenter', SEGMENTER, Sam2VideoModel, Sam2VideoProcessor, model, self.device
         )
@@ -353,17 +357,6 @@ class _FramesOnDemand:
             videos=video, input_data_format='channels_first', device=self.device, return_tensors='pt'
         )
         return prepared.pixel_values_videos[0][0]
-
-
-def _device(device: str) -> str:
-    import torch
-
-    available = torch.cuda.is_available()
-    if device == 'auto':
-        return 'cuda' if available else 'cpu'
-    if device.startswith('cuda') and not available:
-        raise ValueError(f'device {device!r}: this machine has no CUDA GPU that torch can use')
-    return device
 
 
 def _autocast(device: str) -> contextlib.AbstractContextManager:

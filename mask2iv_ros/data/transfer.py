@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ def copy_episodes(
     task: str | None = None,
     change: Callable[[int, dict[str, InteractionClip]], dict[str, InteractionClip] | None] | None = None,
     skipped: list[BadEpisode] | None = None,
+    options: Mapping[str, object] | None = None,
 ) -> int:
     """Write every episode of `reader`, whole, to the LeRobot dataset `out`; a stopped copy is continued.
 
@@ -46,23 +48,25 @@ def copy_episodes(
     the true time of each frame is kept in the column `annotation.frame_time`.
 
     Args:
-        cameras: names; None for all that the first episode has. Every episode must have them.
+        cameras: names; None for all that the first episode written has. Every episode must have them.
         depth: also write depth; every clip must have it.
         task: text for episodes that have none.
         change: given the episode's index and its clips by camera, returns what to write, or None to leave the
             episode out.
         skipped: if given, damaged episodes are appended here and passed over instead of raised.
+        options: what else decides what is written, JSON-serialisable; a copy is continued with no others.
 
     Returns:
         Number of episodes in `out`.
 
     Raises:
-        ValueError: `out` holds a copy of another dataset.
+        ValueError: `out` holds a copy of another dataset, or one made with other options.
         BadEpisode, IncompatibleDataset, OSError: as reading and writing raise; what was committed stays.
     """
     out = Path(out)
     first = 0
     reader.with_depth = depth
+    options = json.loads(json.dumps(dict(options or {}, depth=depth, task=task, cameras=cameras)))
     with LeRobotClipWriter(out, depth=depth) as writer:
         written = LeRobotReader(out) if out.exists() else ()
         if len(written):
@@ -71,9 +75,16 @@ def copy_episodes(
                 raise ValueError(
                     f'{out}: expected a copy of {reader.path.resolve()}, found one of {origin or "nothing"}'
                 )
+            made = origin.get('options', {})
+            if differing := sorted(key for key in options if options[key] != made.get(key)):
+                had, now = ({key: values.get(key) for key in differing} for values in (made, options))
+                raise ValueError(
+                    f'{out}: was made with other options, {had}, not {now}; repeat those, or write elsewhere'
+                )
             first = origin['index'] + 1
         count = len(written)
         fps = written.meta.fps if count else None
+        cameras = cameras or (written.episode(0).cameras if count else None)
         with tqdm(total=len(reader), initial=first, desc=str(out), unit='episode') as bar:
             for index in range(first, len(reader)):
                 try:
@@ -91,7 +102,11 @@ def copy_episodes(
                         fps = fps or whole_rate(clip.fps)
                         set_rate(clip, fps)
                         clip.task = clip.task or task or ''
-                        clip.source[ORIGIN] = {'dataset': str(reader.path.resolve()), 'index': index}
+                        clip.source[ORIGIN] = {
+                            'dataset': str(reader.path.resolve()),
+                            'index': index,
+                            'options': options,
+                        }
                     writer.add(views)
                     count += 1
                     cameras = cameras or tuple(views)

@@ -144,59 +144,6 @@ def to_ldm_resampler(state_dict: Mapping[str, torch.Tensor], config: Mapping[str
     return {ldm: state_dict[key] for key, ldm in ldm_resampler_keys(config).items()}
 
 
-def unet_config_from_ldm(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate a public `unet_config.params` (of DynamiCrafter's YAML files) into our UNet's config.
-
-    Raises:
-        ValueError: an option that `DynamiCrafterUNet` does not have is switched on.
-    """
-    for option, only in (
-        ('use_linear', True),
-        ('use_relative_position', False),
-        ('use_causal_attention', False),
-        ('temporal_selfatt_only', True),
-        ('image_cross_attention_scale_learnable', False),
-        ('use_scale_shift_norm', False),
-        ('resblock_updown', False),
-        ('tempspatial_aware', False),
-    ):
-        if params.get(option, only) != only:
-            raise ValueError(f'unet_config: {option}={params[option]} is not supported')
-    base_channels = params['model_channels']
-    return {
-        'in_channels': params['in_channels'],
-        'out_channels': params['out_channels'],
-        'block_out_channels': [base_channels * mult for mult in params['channel_mult']],
-        'layers_per_block': params['num_res_blocks'],
-        'attention_resolutions': sorted(params['attention_resolutions']),
-        'attention_head_dim': params['num_head_channels'],
-        'transformer_layers_per_block': params['transformer_depth'],
-        'cross_attention_dim': params['context_dim'],
-        'dropout': params['dropout'],
-        'temporal_conv': params['temporal_conv'],
-        'temporal_attention': params['temporal_attention'],
-        'temporal_transformer_in': params['addition_attention'],
-        'image_cross_attention': params['image_cross_attention'],
-        'fps_condition': params['fs_condition'],
-        'default_fps': params['default_fs'],
-    }
-
-
-def resampler_config_from_ldm(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate a public `image_proj_stage_config.params` into `Resampler`'s config."""
-    return {
-        'embedding_dim': params['embedding_dim'],
-        'output_dim': params['output_dim'],
-        'hidden_dim': params['dim'],
-        'num_layers': params['depth'],
-        'num_attention_heads': params['heads'],
-        'attention_head_dim': params['dim_head'],
-        'num_queries': params['num_queries'],
-        'num_frames': params['video_length'],
-        'ff_mult': params['ff_mult'],
-    }
-
-
 def infer_unet_config(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Read `DynamiCrafterUNet`'s config off the shapes of a public `UNetModel`'s weights (no prefix).
 

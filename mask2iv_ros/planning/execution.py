@@ -186,7 +186,7 @@ def _miss(
 ) -> float:
     """Metres from finger tips to object where they touch in the image; infinite if they do not, or unseen."""
     motion, located = mask_motion(labels), arm.locate(labels)
-    if motion.contact_frame is None or not _is_seen(located):
+    if motion.contact_frame < 0 or not _is_seen(located):
         return np.inf
     around = slice(max(motion.contact_frame - 1, 0), motion.contact_frame + AFTER_CONTACT + 1)
     tips = hand_path(located, hand)[around] + gripper.tip

@@ -248,8 +248,10 @@ class InteractionClient:
         end = float('inf') if timeout is None else time.monotonic() + timeout
         while not done.wait(max(0.0, min(CHECK_PERIOD, end - time.monotonic()))):
             if time.monotonic() >= end:
+                service.remove_pending_request(future)
                 raise TimeoutError(f'no answer after {timeout} s')
             if not service.service_is_ready():
+                service.remove_pending_request(future)
                 raise self._gone()
         return future.result()
 

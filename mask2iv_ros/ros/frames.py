@@ -55,6 +55,8 @@ class Frames:
                 raise LookupError(self._missing or 'nothing listens to tf yet')
             if not source:
                 raise LookupError('the image has no frame_id')
+            if not (header.stamp.sec or header.stamp.nanosec):
+                raise LookupError('the image has no stamp')  # of which tf2 would give the newest transform
             found = self._buffer.lookup_transform(target, source, Time.from_msg(header.stamp))
             matrix = to_matrix(found.transform)
         except Exception as error:  # tf2's own types, which cannot be named here, and LookupError

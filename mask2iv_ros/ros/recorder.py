@@ -30,8 +30,8 @@ TABLE = (
 class Recorder(Node):
     """Records an episode between the services `~/start` and `~/stop`; `~/discard` forgets it.
 
-    Answers tell the number of frames, and what was left out and why; an episode that is refused leaves the
-    dataset as it was.
+    Answers tell the number of frames, and what was left out and why. An episode that cannot be written leaves
+    the dataset as it was, and waits for another `~/stop`.
     """
 
     def __init__(self):
@@ -56,11 +56,15 @@ class Recorder(Node):
         offers = {topic: self.get_publishers_info_by_topic(topic) for topic in self._contract.topics}
         if silent := [topic for topic, found in offers.items() if not found]:
             return self._answer(response, False, f'nobody publishes {", ".join(silent)}')
-        self._messages = {topic: [] for topic in offers}
+        kinds = {topic: found[0].topic_type for topic, found in offers.items()}
+        try:
+            types = {topic: _message_type(kind) for topic, kind in kinds.items()}
+        except ValueError as error:
+            return self._answer(response, False, str(error))
+        self._kinds, self._messages = kinds, {topic: [] for topic in offers}
         self._begin = self.get_clock().now().nanoseconds
         self._is_cut = False
         for topic, found in offers.items():
-            self._kinds[topic] = found[0].topic_type
             profiles = [offer.qos_profile for offer in found]
             is_reliable = all(p.reliability == ReliabilityPolicy.RELIABLE for p in profiles)
             is_latched = all(p.durability == DurabilityPolicy.TRANSIENT_LOCAL for p in profiles)
@@ -70,9 +74,7 @@ class Recorder(Node):
                 durability=DurabilityPolicy.TRANSIENT_LOCAL if is_latched else DurabilityPolicy.VOLATILE,
             )
             self._recording.append(
-                self.create_subscription(
-                    _message_type(self._kinds[topic]), topic, self._keeper(topic), quality, raw=True
-                )
+                self.create_subscription(types[topic], topic, self._keeper(topic), quality, raw=True)
             )
         return self._answer(response, True, f'recording {", ".join(offers)}')
 
@@ -91,18 +93,20 @@ class Recorder(Node):
         return f'the episode ended after {self.get_parameter("max_seconds").value:g} s (max_seconds)'
 
     def _stop(self, _, response: Trigger.Response) -> Trigger.Response:
-        if not self._recording:
+        if not self._recording and not self._messages:
             return self._answer(response, False, 'not recording')
         self._end()
         try:
-            return self._answer(response, True, self._write())
-        except (ValueError, OSError) as error:
-            return self._answer(response, False, f'no episode was written: {error}')
-        finally:
-            self._messages = {}
+            written = self._write()
+        except Exception as error:  # of LeRobot, PyAV or a contract; the episode stays in memory
+            told = str(error) if isinstance(error, (ValueError, OSError)) else repr(error)
+            again = 'stop tries again, start and discard forget it'
+            return self._answer(response, False, f'no episode was written: {told}. {again}')
+        self._messages = {}
+        return self._answer(response, True, written)
 
     def _discard(self, _, response: Trigger.Response) -> Trigger.Response:
-        if not self._recording:
+        if not self._recording and not self._messages:
             return self._answer(response, False, 'not recording')
         self._end()
         self._messages = {}
@@ -125,7 +129,9 @@ class Recorder(Node):
         messages = {}
         for topic, kept in self._messages.items():
             kind = _message_type(self._kinds[topic])
-            wanted = set(timeline.picked.get(topic, np.zeros(1, np.int64)).tolist())
+            wanted = {0, timeline.newest(topic)}  # of calibration and text
+            if topic in timeline.picked:
+                wanted = set(timeline.picked[topic].tolist())
             messages[topic] = {index: deserialize_message(kept[index][1], kind) for index in wanted}
         frames = np.arange(len(timeline.times))
         views = {name: build_clip(contract, name, timeline, messages, frames) for name in contract.cameras}

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from mask2iv_ros.clip import InteractionClip
-from mask2iv_ros.data.episodes import TEST_PERIOD, EpisodeReader
+from mask2iv_ros.data.episodes import TEST_PERIOD, EpisodeReader, files_id
 from mask2iv_ros.models.inverse_dynamics import (
     CHANNELS,
     INPUTS,
@@ -102,7 +102,7 @@ def train_inverse_dynamics(
     Returns:
         The report, also in `out/report.json`: errors on held-out episodes in the dataset's own units, for
         each kind of input, beside those of the mean of the training episodes and of holding the first value.
-        None if the training was stopped before its end.
+        None if the training was stopped before its end. If it was finished before, the report that is there.
 
     Raises:
         ValueError: episodes without actions, with other cameras, sizes or rates, or fewer than two.
@@ -113,6 +113,12 @@ def train_inverse_dynamics(
             f'{reader.path}: expected two episodes or more, one of them held out; got {len(reader)}'
         )
     cameras = tuple(cameras or reader.episode(0).masked or reader.episode(0).cameras)
+    facts = {'cameras': list(cameras), 'options': asdict(options), 'files': files_id(reader.path, (out,))}
+    facts = json.loads(json.dumps(facts))
+    if (out / REPORT).is_file():
+        report = json.loads((out / REPORT).read_text())
+        if all(report.get(key) == value for key, value in facts.items()):
+            return report
     out.mkdir(parents=True, exist_ok=True)
     pictures = out / 'frames.npy'
     data = read_episodes(reader, cameras, tuple(options.sample_size), pictures)
@@ -155,10 +161,9 @@ def train_inverse_dynamics(
     inverse_dynamics = InverseDynamics(model)
     report = {
         'dataset': reader.path.name,
-        'cameras': list(cameras),
+        **facts,
         'episodes': {'training': training.tolist(), 'held out': held_out.tolist()},
         'frames': {'training': len(seen), 'held out': len(data.actions) - len(seen)},
-        'options': asdict(options),
         'parameters': sum(p.numel() for p in model.parameters()),
         'seconds': round(trainer.seconds, 1),
         'held out': held_out_errors(inverse_dynamics, data, held_out, seen),

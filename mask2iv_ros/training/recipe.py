@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
-import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ import yaml
 from accelerate import PartialState
 from diffusers import AutoencoderKL, ConfigMixin
 
-from mask2iv_ros.data.episodes import TEST_PERIOD, EpisodeReader, open_dataset
+from mask2iv_ros.data.episodes import TEST_PERIOD, EpisodeReader, files_id, open_dataset
 from mask2iv_ros.models.autoencoder import PatchAutoencoderKL
 from mask2iv_ros.models.controlnet import DynamiCrafterControlNet
 from mask2iv_ros.models.resampler import Resampler
@@ -195,25 +193,13 @@ class Recipe:
         if not views:
             raise ValueError(f'{reader.path}: {split} has no masks to train on; `mask2iv segment` makes some')
         size, num_frames = tuple(self.config['sample_size']), self.config['num_frames']
-        files = self._files_id(reader.path)
+        files = files_id(reader.path, (self.folder, self.cache))
         short_side = self.config.get('short_side')
         stamp = json.dumps(
             [str(reader.path.resolve()), files, len(reader), views, size, num_frames, short_side]
         )
         with self.state.main_process_first():
             return cached_arrays(reader, views, folder, stamp, size, num_frames, short_side)
-
-    def _files_id(self, path: Path) -> str:
-        """sha256, hex, of names, sizes and times of the files below `path`, without those of this run."""
-        mine = {self.folder.resolve(), self.cache.resolve()}
-        digest = hashlib.sha256()
-        for parent, folders, names in os.walk(path.resolve()):
-            folders[:] = sorted(name for name in folders if Path(parent, name) not in mine)
-            for name in sorted(names):
-                file = Path(parent, name)
-                facts = file.stat()
-                digest.update(f'{file} {facts.st_size} {facts.st_mtime_ns}\n'.encode())
-        return digest.hexdigest()
 
     def _episodes(self, split: str) -> tuple[EpisodeReader, list[int]]:
         if split in ('train', 'val') and not self._has_split('val'):

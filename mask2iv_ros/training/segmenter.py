@@ -14,7 +14,7 @@ from PIL import Image
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.augmentation.looks import Looks
-from mask2iv_ros.data.episodes import TEST_PERIOD, EpisodeReader
+from mask2iv_ros.data.episodes import TEST_PERIOD, EpisodeReader, files_id
 from mask2iv_ros.models.segmenter import Segmenter
 from mask2iv_ros.training.arrays import ClipArrays, cached_arrays
 from mask2iv_ros.training.trainer import Checked, Schedule, Trainer
@@ -204,6 +204,6 @@ def _arrays(
     views = [(i, camera) for i in episodes for camera in reader.episode(i).masked]
     if not views:
         raise ValueError(f'{reader.path}: no camera has masks to train on; `mask2iv segment` makes some')
-    newest = max((path.stat().st_mtime_ns for path in reader.path.rglob('*.*')), default=0)
-    stamp = json.dumps([str(reader.path.resolve()), newest, views, list(size), options.num_frames])
+    files = files_id(reader.path, (folder.parent,))
+    stamp = json.dumps([str(reader.path.resolve()), files, views, list(size), options.num_frames])
     return cached_arrays(reader, views, folder, stamp, size, options.num_frames)

@@ -58,6 +58,7 @@ def test_up_is_the_z_of_the_gravity_frame(frames):
         ('base', 'camera', 8, 'extrapolation'),
         ('map', 'camera', 7, '"map" passed'),
         ('base', '', 7, 'the image has no frame_id'),
+        ('base', 'camera', 0, 'the image has no stamp'),
     ],
 )
 def test_what_is_not_known_has_a_reason(frames, target, source, second, words):

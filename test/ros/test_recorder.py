@@ -97,4 +97,7 @@ def test_an_episode_without_frames_is_refused_and_the_dataset_stays(dataset, pee
     answer = call(peer, 'stop')  # nobody moves
     assert not answer.success
     assert 'no episode was written: no message on /' in answer.message
+    assert call(peer, 'stop').message == answer.message  # the episode is not lost
+    assert call(peer, 'discard').success
+    assert call(peer, 'stop').message == 'not recording'
     assert len(open_dataset(dataset)) == 2
