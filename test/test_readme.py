@@ -241,6 +241,7 @@ def test_policies_are_those_of_the_result_file():
         '12 demonstrations': 'real',
         "the same 12, with LeRobot's image transforms": 'ordinary',
         'the 12 and 20 repainted copies of each': 'every_frame',
+        'the 12 and 20 repainted copies of each, half of each batch recorded': 'half_real',
         'the 12 and 10 copies of each that the embedded model drew (`--keep background`)': 'same_motion',
         '48 demonstrations': 'real_4n',
     }
@@ -280,18 +281,22 @@ def test_speed_is_that_of_the_result_files():
 def test_the_second_task_is_that_of_its_result_file():
     rows = read_result('policy_gain_drawer')['rows']
     told = re.search(
-        r'12 demonstrations solve (\d+) %, with the copies (\d+) %, and (\d+) % if half of each batch is '
-        r'recorded frames; \*\*under the look of the training copies still cost something: (\d+), '
-        r'(\d+) and (\d+) %',
+        r'12 demonstrations solve (\d+) %, with image transforms (\d+) %, with the copies (\d+) %, '
+        r'and (\d+) % if half of each batch is recorded; \*\*under the look of the training copies cost something here: '
+        r'(\d+), (\d+), (\d+) and (\d+) %',
         PROSE,
     )
-    looks = ('changed',) * 3 + ('training',) * 3
-    found = zip(('real', 'every_frame', 'half_real') * 2, looks, strict=True)
+    looks = ('changed',) * 4 + ('training',) * 4
+    found = zip(('real', 'ordinary', 'every_frame', 'half_real') * 2, looks, strict=True)
     assert [int(x) for x in told.groups()] == [round(rows[r]['looks'][look]['success']) for r, look in found]
     rows = read_result('policy_gain')['rows']
-    camera = re.search(r'12 demonstrations are enough \((\d+) %; with copies (\d+)\)', PROSE).groups()
-    measured = (rows[row]['looks']['camera']['success'] for row in ('real', 'every_frame'))
-    assert [int(x) for x in camera] == [round(x) for x in measured]
+    kept = re.search(r'a camera that was moved \((\d+) and (\d+) %; drawn alike (\d+) and (\d+)\)', PROSE)
+    measured = (
+        rows[row]['looks'][look]['success']
+        for row in ('half_real', 'every_frame')
+        for look in ('training', 'camera')
+    )
+    assert [int(x) for x in kept.groups()] == [round(x) for x in measured]
     moved = re.search(r'nothing about looks, (\d+) %; beside the copies (\d+) %', PROSE).groups()
     measured = (rows[row]['looks']['changed']['success'] for row in ('new_motion', 'both'))
     assert [int(x) for x in moved] == [round(x) for x in measured]
