@@ -282,8 +282,8 @@ def test_the_second_task_is_that_of_its_result_file():
     rows = read_result('policy_gain_drawer')['rows']
     told = re.search(
         r'12 demonstrations solve (\d+) %, with image transforms (\d+) %, with the copies (\d+) %, '
-        r'and (\d+) % if half of each batch is recorded; \*\*under the look of the training copies cost something here: '
-        r'(\d+), (\d+), (\d+) and (\d+) %',
+        r'and (\d+) % if half of each batch is recorded; '
+        r'\*\*under the look of the training copies cost something here: (\d+), (\d+), (\d+) and (\d+) %',
         PROSE,
     )
     looks = ('changed',) * 4 + ('training',) * 4
