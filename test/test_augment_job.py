@@ -269,6 +269,17 @@ def test_another_kind_of_source_gives_what_import_would_write(tmp_path):
     np.testing.assert_array_equal(ours.hf_dataset['action'], imported.hf_dataset['action'])
 
 
+def test_a_damaged_first_episode_does_not_end_the_job(tmp_path):
+    for number in range(2):
+        folder = write_trajectory(tmp_path / 'bridge', f'traj{number}', images=9, masks=True)
+        if not number:
+            (folder / 'obs_dict.pkl').write_bytes(b'')
+    report = augment(Job(str(tmp_path / 'bridge')), tmp_path / 'out', lambda: (Tint(), None))
+    assert report.complete
+    assert (report.counts['generated'], report.counts['failed']) == (1, 1)
+    assert 'traj0' in report.failed[0]
+
+
 def test_statistics_are_those_of_all_frames(made):
     dataset = read(made.out)
     for key in ('action', 'observation.state', 'timestamp', 'index'):

@@ -1,8 +1,11 @@
 """Promises of the ways to make new episodes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from mask2iv_ros.augmentation.looks import Look, Looks
 from mask2iv_ros.augmentation.same_motion import SameMotion
 from mask2iv_ros.clip import InteractionClip
 from tiny_model import build_tiny_pipeline
@@ -48,6 +51,19 @@ def test_same_motion_depends_on_the_seed_alone(tiny_pipeline):
     first, again, other = (method(views, seed)['front'].frames for seed in (3, 3, 4))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+def test_the_record_tells_the_look_that_was_painted():
+    clip = _clip(9)
+    rng = np.random.default_rng(0)
+    room = rng.integers(0, 255, (48, 64 + 80, 3), dtype=np.uint8)
+    moving = replace(clip, frames=np.stack([room[:, 8 * t : 8 * t + 64] for t in range(9)]))
+    method = SameMotion(None, Looks(background=1, distractors=1), keep='everything')
+    for seed in range(4):
+        made = method({'front': moving}, seed)['front']
+        look = Look.from_description(made.source['augmentation']['look'])
+        assert look == look.for_moving_camera()
+        np.testing.assert_array_equal(made.frames, look.all_frames(moving.frames, moving.labels))
 
 
 def test_same_motion_needs_masks(tiny_pipeline):

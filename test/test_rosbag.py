@@ -200,6 +200,9 @@ def test_a_folder_of_recordings_becomes_a_lerobot_dataset(tmp_path):
     assert np.array_equal(written.labels, read.labels)
     assert np.array_equal(written.actions, read.actions)
     assert written.task == 'push the box'
+    assert (
+        main(['show', str(tmp_path / 'bags'), '--contract', str(contract), '-o', str(tmp_path / 'page')]) == 0
+    )
 
 
 @pytest.mark.parametrize(

@@ -104,8 +104,9 @@ def augment(
         shutil.rmtree(parts, ignore_errors=True)
         return Report(account['counts'], account['dropped_by_gate'], account['failed'], True)
     if not order:
-        raise ValueError(f'{job.source}: no episode can be read: {_first([x.reason for x in unreadable])}')
-    names, form = _layout(reader, job, order[0][0])
+        reasons = _first([outcome.reason for outcome in unreadable])
+        raise ValueError(f'{job.source}: expected episodes to make variants of; could not be read: {reasons}')
+    names, form = _layout(reader, job, list(dict.fromkeys(episode for episode, _ in order)))
     del reader
     if not output.has_actions(form.features):
         told = 'the output will have no actions, because the source has none or they are dropped'
@@ -168,12 +169,22 @@ def plan(reader: EpisodeReader, job: Job) -> tuple[list[tuple[int, int]], set[in
     return order, held_out, unreadable
 
 
-def _layout(reader: EpisodeReader, job: Job, first: int) -> tuple[dict[str, list[str]], output.OutputFormat]:
+def _layout(
+    reader: EpisodeReader, job: Job, episodes: list[int]
+) -> tuple[dict[str, list[str]], output.OutputFormat]:
     """Which cameras are generated, kept as recorded and dropped; and the format of the output.
 
-    Args:
-        first: an episode that can be read; all have its cameras.
+    Both are those of the first of `episodes` that can be read. Raises BadEpisode if none can.
     """
+    for first in episodes[:-1]:
+        with contextlib.suppress(BadEpisode):
+            return _layout_of(reader, job, first)
+    return _layout_of(reader, job, episodes[-1])
+
+
+def _layout_of(
+    reader: EpisodeReader, job: Job, first: int
+) -> tuple[dict[str, list[str]], output.OutputFormat]:
     episode = reader.episode(first)
     if not episode.masked:
         raise ValueError(f'{reader.path}: expected masks, which `mask2iv segment` draws; got none')
