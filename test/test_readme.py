@@ -297,7 +297,7 @@ def test_the_second_task_is_that_of_its_result_file():
         for look in ('training', 'camera')
     )
     assert [int(x) for x in kept.groups()] == [round(x) for x in measured]
-    moved = re.search(r'nothing about looks, (\d+) %; beside the copies (\d+) %', PROSE).groups()
+    moved = re.search(r'taught little about looks, (\d+) %; beside the copies (\d+) %', PROSE).groups()
     measured = (rows[row]['looks']['changed']['success'] for row in ('new_motion', 'both'))
     assert [int(x) for x in moved] == [round(x) for x in measured]
 
