@@ -23,13 +23,14 @@ from mask2iv_ros.planning.path import lift_path, pixel_rays, valid_depth
 
 UP = np.array((0.0, 0.0, 1.0))
 
-LIFTED = 0.04  #: an object that rises more has been grasped; AVDC takes 0.1 of a step
+RISEN = 0.1  #: AVDC: an object that rises more has been grasped; in the image, taken as straight up
+LIFTED = 0.015  #: of the hand, without which nothing is lifted
 ARM_SEEN = 0.5  #: share of the frames in which the arm must be recognised for its way to be followed
 AFTER_CONTACT = 2  #: frames after the first contact in the image in which the hand may meet the object
 LIFTED_PATH, BEHIND = 0.1, 0.08  #: AVDC's, where the arm is not recognised: grasp threshold, start of a push
 STILL = 0.01  #: less is no motion
+MIN_RISE_PIXELS = 2.0  #: where `RISEN` is shorter in the image, it is not seen
 GRASP_DEPTH = 0.025  #: how far below the top of the object the finger tips close, if there is room
-CARRIED = 0.3  #: share of the way that hand and object may differ in, if the object is carried
 CLEARANCE = 0.01  #: finger tips stay so far above what the object stands on
 APPROACH_HEIGHT = 0.10  #: the hand comes from so far above
 OVERSHOOT = 0.03  #: a push goes so far beyond the plan's end: contact gives way, buttons end with a stop
@@ -147,12 +148,8 @@ def plan_hand_motion(
     low, high = _rise(hands[held])
     low, high = held[low], held[high]
     moves = _moves(view, cloud, motion, hands, low)
-    if hands[high, 2] - hands[low, 2] > LIFTED:
-        carried = view.project(np.median(cloud, axis=0) + hands[high] - hands[low])
-        expected = carried - view.project(np.median(cloud, axis=0))
-        seen = motion.position[high] - motion.position[low]
-        if np.linalg.norm(expected - seen) < CARRIED * np.linalg.norm(expected):
-            return _grasp(cloud, hands, low, moves, gripper)
+    if hands[high, 2] - hands[low, 2] > LIFTED and _seen_rise(view, cloud, motion) > RISEN:
+        return _grasp(cloud, hands, low, moves, gripper)
     return _push(hands, motion, gripper)
 
 
@@ -196,6 +193,19 @@ def _miss(
 def _is_seen(located: np.ndarray) -> bool:
     """Whether the arm is recognised in enough frames for its way to be followed."""
     return np.isfinite(located[1:, 0]).mean() >= ARM_SEEN
+
+
+def _seen_rise(view: _View, cloud: np.ndarray, motion: MaskMotion) -> float:
+    """Metres that the object rises at most, if its way in the image leads straight up.
+
+    Infinite for a camera that looks down and cannot tell.
+    """
+    at = np.median(cloud, axis=0)
+    upwards = view.project(at + RISEN * UP) - view.project(at)
+    length = np.linalg.norm(upwards)
+    if length < MIN_RISE_PIXELS:
+        return np.inf
+    return float(((motion.position - motion.position[0]) @ upwards).max() / length**2 * RISEN)
 
 
 def _rise(hands: np.ndarray) -> tuple[int, int]:
