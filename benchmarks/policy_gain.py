@@ -1,24 +1,11 @@
 """Do augmented demonstrations make policies better? LeRobot's ACT on Meta-World, under old and new looks.
 
-    mask2iv simulate REAL --size sim8 --tasks button-press-topdown --episodes 60 --test-episodes 0 \
-        --stride 4 --camera-jitter 0 --height 128 --width 160
+    benchmarks/policy_gain.sh OUT   # data, all rows, results/policy_gain.{json,md,png}; a stopped run goes on
     python benchmarks/policy_gain.py OUT --make every_frame --data REAL/train:12   # OUT/data/every_frame
-    python benchmarks/policy_gain.py OUT --row real --data REAL/train:12   # a row; a stopped run goes on
-    python benchmarks/policy_gain.py OUT --row real_4n --data REAL/train:48
-    python benchmarks/policy_gain.py OUT --row ordinary --data REAL/train:12 --transforms
-    python benchmarks/policy_gain.py OUT --row every_frame --data REAL/train:12 OUT/data/every_frame
-    python benchmarks/policy_gain.py OUT --row every_frame_ordinary --transforms \
-        --data REAL/train:12 OUT/data/every_frame
-    python benchmarks/policy_gain.py OUT --make same_motion --data REAL/train:12 --variants 10
-    python benchmarks/policy_gain.py OUT --row same_motion --data REAL/train:12 OUT/data/same_motion
     python benchmarks/policy_gain.py OUT --row half_real --real-share 0.5 \
-        --data REAL/train:12 OUT/data/every_frame
-    python benchmarks/policy_gain.py OUT --row new_motion --data REAL/train:12 OUT/data/new_motion
-    python benchmarks/policy_gain.py OUT --table   # results/policy_gain.{json,md,png} of OUT
+        --data REAL/train:12 OUT/data/every_frame   # one row
+    python benchmarks/policy_gain.py OUT --table
     python benchmarks/policy_gain.py OUT --replay   # results/policy_gain_replay.{json,md}
-
-`results/policy_gain_drawer` is the same of `--tasks drawer-open`, in an OUT of its own, with `--steps 4000`;
-its table with `--results benchmarks/results/policy_gain_drawer`.
 
 A row names the datasets that a policy is trained on, any LeRobot v3 datasets with the same camera, states
 and actions; FOLDER:12 takes the first twelve episodes of each task. All rows take equally many training
@@ -33,9 +20,7 @@ depends on data and seed alone, and continues where it stopped.
 
 `--make` writes a dataset from the first one of `--data`: `every_frame` edits every frame by its masks, the
 same look over an episode, without any model, as `mask2iv augment` does by default; `same_motion` generates
-from an edited first frame. `mask2iv augment` makes such datasets with gates and at scale. It also makes
-`new_motion`, from a dataset FEW of the twelve episodes alone (`lerobot-edit-dataset`): train segmenter and
-inverse dynamics on FEW, then `mask2iv augment FEW OUT/data/new_motion --mode new-motion --variants 10`.
+from an edited first frame. `mask2iv augment` makes such datasets with gates and at scale, and new motions.
 
 `--replay` asks what any policy's success rests on: whether recorded actions, executed again from the same
 placement, solve the task, at several rates.
