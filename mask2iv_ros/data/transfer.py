@@ -76,7 +76,7 @@ def copy_episodes(
                     f'{out}: expected a copy of {reader.path.resolve()}, found one of {origin or "nothing"}'
                 )
             made = origin.get('options', {})
-            if differing := sorted(key for key in options if options[key] != made.get(key)):
+            if differing := sorted(key for key in options | made if options.get(key) != made.get(key)):
                 had, now = ({key: values.get(key) for key in differing} for values in (made, options))
                 raise ValueError(
                     f'{out}: was made with other options, {had}, not {now}; repeat those, or write elsewhere'

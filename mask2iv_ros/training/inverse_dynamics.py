@@ -24,8 +24,7 @@ from mask2iv_ros.models.inverse_dynamics import (
     to_input,
 )
 from mask2iv_ros.training.trainer import Checked, Schedule, Trainer
-
-REPORT = 'report.json'
+from mask2iv_ros.weights import REPORT
 
 
 @dataclass
