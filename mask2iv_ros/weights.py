@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 DEFAULT_MODEL = 'mask2iv-sim'
-REPORT = 'report.json'  #: of a training, beside its weights
+REPORT = 'report.json'  #: of a training or a conversion, beside its weights
 PACKED = '.xz'
 
 #: LZMA2 with contexts for two-byte values.

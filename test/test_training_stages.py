@@ -23,6 +23,7 @@ from mask2iv_ros.pipelines.components import encode_text, image_features
 from mask2iv_ros.pipelines.conversion import convert_checkpoint
 from mask2iv_ros.pipelines.loading import load_pipeline
 from mask2iv_ros.training import trainer as trainer_module
+from mask2iv_ros.training.diffusion import shifted_timesteps
 from mask2iv_ros.training.latents import encode_images, weights_id
 from mask2iv_ros.training.losses import contact_cells
 from mask2iv_ros.training.recipe import Recipe
@@ -486,6 +487,14 @@ class TestObjective:
         less = {'batch_size': 1, 'gradient_checkpointing': True}
         recipe = make_recipe(tmp_path, data, init, **self.NEW, **less)
         assert recipe.stage_trainer('trajectory').trainer.step == 2
+
+
+def test_a_timestep_shift_moves_samples_towards_noise():
+    moved = shifted_timesteps(torch.arange(1000), 1000, 3.0)
+    assert (moved.diff() >= 0).all()
+    assert (moved[0], moved[-1]) == (1, 999)
+    assert moved[500] == pytest.approx(750, abs=1)
+    assert (shifted_timesteps(torch.arange(1000), 1000, 1.0) == torch.arange(1000)).all()
 
 
 def test_the_contact_band_is_in_proportion_to_the_picture(tmp_path, data, init):

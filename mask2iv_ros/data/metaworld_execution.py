@@ -27,11 +27,11 @@ START_POSITIONS = ((0.0, 0.6, 0.2), (0.0, 0.4, 0.2), (-0.5, 0.6, 0.2), (0.25, 0.
 class ExecutionScene:
     """One task seen by one of Meta-World's fixed cameras; reusable for any number of seeds.
 
-    Pictures have the shape of the model's frame, as clips of `simulate --size execution` at 128x160 have: a
-    wider one is fitted in smaller, and a model of such clips draws the arm too large in it.
+    Pictures are 4:3, as simulated clips and 640x480 cameras are: a model of clips of another shape knows the
+    arm at another size in its frame, and draws it too near to the camera or too far from it.
     """
 
-    def __init__(self, task: str, camera: str, height: int = 240, width: int = 300):
+    def __init__(self, task: str, camera: str, height: int = 240, width: int = 320):
         if camera not in PUBLISHED_CAMERAS:
             raise ValueError(f'unknown camera {camera!r}; known: {", ".join(PUBLISHED_CAMERAS)}')
         self.scene = Scene(task, height, width)

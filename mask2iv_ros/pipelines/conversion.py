@@ -32,12 +32,12 @@ from mask2iv_ros.models.unet import DynamiCrafterUNet
 from mask2iv_ros.pipelines.interaction_video import InteractionVideoPipeline
 from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
 from mask2iv_ros.pipelines.mask_trajectory import MaskTrajectoryPipeline
+from mask2iv_ros.weights import REPORT
 
 logger = logging.getLogger(__name__)
 
 StateDict = dict[str, torch.Tensor]
 
-REPORT = 'report.json'
 STAGES = {pipeline.stage: pipeline for pipeline in (MaskTrajectoryPipeline, InteractionVideoPipeline)}
 #: What the input channels of each stage's UNet are, a third of them each.
 CHANNEL_ORDER = {'trajectory': ('noise', 'mask', 'image'), 'video': ('noise', 'image', 'mask')}

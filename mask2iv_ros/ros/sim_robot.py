@@ -24,7 +24,7 @@ TABLE = (
     Row('scene', 'door-close', 'Meta-World task that is set up.', pattern='|'.join(TASKS), read_only=True),
     Row('camera', 'corner', 'Where it is seen from.', pattern='|'.join(PUBLISHED_CAMERAS), read_only=True),
     Row('seed', 0, 'Number of the scene: placement of the object.', limits=(0, 99_999), read_only=True),
-    Row('width', 300, 'Pixels.', limits=(16, 4096), read_only=True),
+    Row('width', 320, 'Pixels.', limits=(16, 4096), read_only=True),
     Row('height', 240, 'Pixels.', limits=(16, 4096), read_only=True),
     Row(
         'rate',

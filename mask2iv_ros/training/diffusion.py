@@ -56,6 +56,9 @@ class StageOptions(Checked):
             paper). For new networks only; those of an existing model go on as they are.
         foreground_weight: loss weight of masks.
         weigh_vacated: see `loss_weights`; the paper has False.
+        timestep_shift: with s > 1 more samples have much noise: uniform timesteps t of (0, 1) become
+            s t / (1 + (s - 1) t), as in Stable Diffusion 3 (arXiv 2403.03206, eq. 23). 1, as in the paper,
+            leaves them uniform.
         gradient_checkpointing: compute activations twice instead of keeping them.
     """
 
@@ -65,6 +68,7 @@ class StageOptions(Checked):
     residual: bool | None = None
     foreground_weight: float = 5.0
     weigh_vacated: bool = True
+    timestep_shift: float = 1.0
     gradient_checkpointing: bool = False
 
     MINIMA = {  # noqa: RUF012
@@ -74,6 +78,7 @@ class StageOptions(Checked):
         'predicted_clips': 1,
         'look_variants': 1,
         'contact_size': 1,
+        'timestep_shift': 1,
     }
 
     def __post_init__(self):
@@ -319,6 +324,8 @@ class StageTrainer(ABC):
     @property
     def _objective(self) -> dict:
         facts = {k: v for k, v in asdict(self.options).items() if k not in (*FREE_OPTIONS, 'residual')}
+        if facts['timestep_shift'] == 1:  # as in checkpoints from before there was a shift
+            del facts['timestep_shift']
         if not facts.get('looks'):  # as in checkpoints from before there were looks
             facts = {k: v for k, v in facts.items() if k not in ('looks', 'look_variants')}
         scale = self.pipeline.config.residual_scale
@@ -361,7 +368,11 @@ class StageTrainer(ABC):
         """v-prediction loss of one random batch, weighted by `loss_weights`."""
         options, size = self.options, self.options.batch_size
         clips = torch.randint(len(self.arrays), (size,), generator=generator).numpy()
-        timesteps = torch.randint(self.scheduler.config.num_train_timesteps, (size,), generator=generator)
+        timesteps = shifted_timesteps(
+            torch.randint(self.scheduler.config.num_train_timesteps, (size,), generator=generator),
+            self.scheduler.config.num_train_timesteps,
+            options.timestep_shift,
+        )
         target, first, condition, text, features = self._inputs(clips, generator)
         if self.pipeline.config.residual_scale is not None:
             target = (target - first.unsqueeze(2)) * self.pipeline.config.residual_scale
@@ -514,6 +525,14 @@ class TrajectoryTrainer(StageTrainer):
 
     def _as_pictures(self, clips, pick, predicted):
         return lb.labels_to_rgb(clips.labels[pick]), lb.labels_to_rgb(predicted)
+
+
+def shifted_timesteps(timesteps: torch.Tensor, count: int, shift: float) -> torch.Tensor:
+    """Int64 timesteps of 0 to `count` - 1, moved towards noise; see `StageOptions.timestep_shift`."""
+    if shift == 1:
+        return timesteps
+    level = (timesteps + 0.5) / count
+    return (shift * level / (1 + (shift - 1) * level) * count).long()
 
 
 def predicted_picks(options: VideoOptions, count: int, seed: int) -> np.ndarray:
