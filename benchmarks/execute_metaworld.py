@@ -1,7 +1,8 @@
 """Does executing plans solve tasks? AVDC's protocol: 11 tasks, 3 cameras, at most 5 replans and 500 steps.
 
     python benchmarks/execute_metaworld.py OUT --row oracle --episodes 25   # a row; a stopped run goes on
-    python benchmarks/execute_metaworld.py --table OUT   # results/execute_metaworld.{json,md,png} of OUT
+    python benchmarks/execute_metaworld.py --table OUT   # results/execute_metaworld.{json,md,png} of OUT, and
+                                                         # a folder of its lines
 
 Rows, which differ in where a plan comes from: `oracle` (masks of the scripted expert, rolled out from the
 current state: the bound), `trajectory` (stage 1 of a model, masks only), `video` (masks that follow the
@@ -14,9 +15,9 @@ camera's first episode the arm moves about in front of it, in a scene that is no
 robot learns what it looks like (`ArmAppearance`): `--poses` of them, kept in OUT.
 
 OUT/ROW.jsonl has a line an episode: success, steps, what was planned, and the cause of a failure, which is
-told from the simulator's state, as nothing that is executed is; of a model also its folder, denoising steps
-and samples, and a run with other ones needs another OUT. A hand or an object that the expert itself
-does not bring to success is counted as a failure like any other; `expert` says so.
+told from the simulator's state, as nothing that is executed is; of a model also the hash of its weights,
+denoising steps and samples, and a run with other ones needs another OUT. A hand or an object that the expert
+itself does not bring to success is counted as a failure like any other; `expert` says so.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from mask2iv_ros.pictures import write_video
 from mask2iv_ros.planning.arm_appearance import ArmAppearance
 from mask2iv_ros.planning.flow import follow_labels
 from mask2iv_ros.planning.rollout import Planned, Random, execute
+from mask2iv_ros.weights import default_model_path, hash_weights, unpack
 
 MODEL_ROWS = ('trajectory', 'video', 'one_stage')
 ROWS = ('oracle', *MODEL_ROWS, 'random')
@@ -143,7 +145,7 @@ def planner(row: str, scene: ExecutionScene, model: str, num_inference_steps: in
 def play(
     out: Path, row: str, task: str, camera: str, seed: int, model: str, steps: int, samples: int, video: bool
 ) -> dict:
-    """One episode: its line in OUT/ROW.jsonl."""
+    """One episode: its line in OUT/ROW.jsonl, but for what says of which model it is."""
     begin = time.perf_counter()
     scene = _scene(task, camera)
     scene.reset(FIRST_SEED + seed)
@@ -181,8 +183,6 @@ def play(
         'wanted': (wanted - start).round(3).tolist(),
         'seconds': round(time.perf_counter() - begin, 2),
     }
-    if row in MODEL_ROWS:
-        line |= model_used(model, steps, samples)
     if frames:
         name = f'{row}_{task}_{camera}_{seed}_{"solved" if rollout.success else "failed"}.mp4'
         (out / 'videos').mkdir(exist_ok=True)
@@ -202,8 +202,8 @@ def run(args) -> None:
     out, row = args.out, args.row
     out.mkdir(parents=True, exist_ok=True)
     lines = read_lines(out / f'{row}.jsonl')
-    if row in MODEL_ROWS:
-        refuse_another_model(lines, model_used(args.model, args.steps, args.samples))
+    used = model_used(args.model, args.steps, args.samples) if row in MODEL_ROWS else {}
+    refuse_another_model(lines, used)
     for camera in args.cameras:
         path = out / f'arm_{camera}.npz'
         if row != 'random' and not path.exists():
@@ -226,7 +226,7 @@ def run(args) -> None:
     with (out / f'{row}.jsonl').open('a') as file, tqdm(total=len(jobs), desc=row, unit='episode') as bar:
 
         def keep(line):
-            file.write(json.dumps(line) + '\n')
+            file.write(json.dumps(line | used) + '\n')
             file.flush()
             bar.update()
 
@@ -242,21 +242,15 @@ def run(args) -> None:
 
 def model_used(model: str, steps: int, samples: int) -> dict:
     """What a line of `MODEL_ROWS` says of its model; '' is the embedded one."""
-    folder = str(Path(model).expanduser().resolve()) if model else ''
-    return {'model': folder, 'denoising_steps': steps, 'samples': samples}
+    weights = hash_weights(unpack(Path(model) if model else default_model_path()))
+    return {'weights': weights[:16], 'denoising_steps': steps, 'samples': samples}
 
 
 def refuse_another_model(lines: list[dict], wanted: dict) -> None:
-    """Raise ValueError if some of the lines are of another model; lines that say none are of the default."""
+    """Raise ValueError if some of the lines are of another model, or do not say of which."""
     for line in lines:
-        there = {key: line.get(key, value) for key, value in model_used('', STEPS, 1).items()}
-        if there != wanted:
-            said, asked = (
-                f'{used["model"] or "the embedded model"} with {used["denoising_steps"]} steps and '
-                f'{used["samples"]} samples'
-                for used in (there, wanted)
-            )
-            raise ValueError(f'OUT has episodes of {said}, asked for is {asked}: give another OUT')
+        if (there := {key: line.get(key) for key in wanted}) != wanted:
+            raise ValueError(f'OUT has episodes of {there}, asked for is {wanted}: give another OUT')
 
 
 def share(lines: list[dict]) -> dict:
@@ -299,9 +293,13 @@ def summary(lines: list[dict]) -> dict:
 def write_table(out: Path, results: Path) -> None:
     """Write `results`.json, .md and .png of the rows that are in `out`."""
     rows = {row: read_lines(out / f'{row}.jsonl') for row in ROWS}
-    rows = {row: summary(lines) for row, lines in rows.items() if lines}
+    rows = {row: lines for row, lines in rows.items() if lines}
     if not rows:
         raise SystemExit(f'{out}: has no episode of {", ".join(ROWS)}')
+    results.mkdir(exist_ok=True)
+    for row, lines in rows.items():
+        (results / f'{row}.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    rows = {row: summary(lines) for row, lines in rows.items()}
 
     def cell(found: dict | None) -> str:
         if found is None:

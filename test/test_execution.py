@@ -376,20 +376,17 @@ def test_episodes_of_another_model_are_refused(benchmark, tmp_path):
     file = tmp_path / 'trajectory.jsonl'
     (tmp_path / 'arm_corner2.npz').touch()
     args = arguments(tmp_path, 'trajectory')
-    # a line that says nothing is of one sample of the embedded model
-    for line in (kept, kept | benchmark.model_used('', 4, 1)):
+    used = benchmark.model_used('', 4, 1)
+    file.write_text(json.dumps(kept | used) + '\n')
+    benchmark.run(args)
+    for steps, samples in ((5, 1), (4, 6)):
+        args.steps, args.samples = steps, samples
+        with pytest.raises(ValueError, match=f"'denoising_steps': {steps}, 'samples': {samples}}}: give"):
+            benchmark.run(args)
+    args.steps, args.samples = 4, 1
+    for line in (kept, kept | used | {'weights': '0' * 16}):  # of other weights, or nobody knows of which
         file.write_text(json.dumps(line) + '\n')
-        args.model, args.steps, args.samples = '', 4, 1
-        benchmark.run(args)
-        args.model = 'B'
-        told = r'embedded model with 4 steps and 1 samples, asked for is /[^ ]+/B with 4 steps'
-        with pytest.raises(ValueError, match=told):
-            benchmark.run(args)
-        args.model, args.steps = '', 5
-        with pytest.raises(ValueError, match='with 5 steps'):
-            benchmark.run(args)
-        args.steps, args.samples = 4, 6
-        with pytest.raises(ValueError, match=r'4 steps and 1 samples, asked for is .* 6 samples'):
+        with pytest.raises(ValueError, match=f"asked for is {{'weights': '{used['weights']}'"):
             benchmark.run(args)
 
 
@@ -419,6 +416,7 @@ def test_the_table_says_success_and_causes(benchmark, rows, tmp_path):
     found = json.loads((tmp_path / 'table.json').read_text())['rows']['oracle']
     assert found['mean'] == 100
     assert found['all']['episodes'] == 1
+    assert (tmp_path / 'table' / 'oracle.jsonl').read_text() == (rows / 'oracle.jsonl').read_text()
     assert '| handle-press | 100 [21, 100] |' in (tmp_path / 'table.md').read_text()
     assert (tmp_path / 'table.png').stat().st_size > 1000
 
