@@ -11,11 +11,12 @@ import argparse
 import json
 import os
 import platform
-import re
 import subprocess
 import tempfile
 import time
 from pathlib import Path
+
+from machine import processor_name
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,10 +24,6 @@ ROOT = Path(__file__).resolve().parents[1]
 def received_bytes() -> int:
     lines = Path('/proc/net/dev').read_text().splitlines()[2:]
     return sum(int(line.split(':')[1].split()[0]) for line in lines if not line.strip().startswith('lo:'))
-
-
-def processor() -> str:
-    return re.search(r'model name\s*: (.*)', Path('/proc/cpuinfo').read_text())[1]
 
 
 def main() -> None:
@@ -62,7 +59,7 @@ def main() -> None:
     result = {
         'commit': commit,
         'system': platform.freedesktop_os_release()['PRETTY_NAME'],
-        'processor': f'{len(os.sched_getaffinity(0))} cores of {processor()}',
+        'processor': f'{len(os.sched_getaffinity(0))} cores of {processor_name()}',
         'seconds': seconds,
         'downloaded_gb': round(downloaded / 1e9, 2),
         'installed_gb': round(size / 1e9, 2),

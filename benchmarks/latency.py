@@ -2,9 +2,10 @@
 
     . scripts/env.sh && python benchmarks/latency.py
 
-A camera publishes a 640 x 480 scene with depth five times a second; a client asks with an empty request. The
-node reports its own times in the plan; transport is what is left of the client's round trip. Medians go to a
-table and, with every single run, to benchmarks/results/latency_<device>.json.
+A camera publishes a scene with depth five times a second, of 640 x 480 pixels and then of 1280 x 720; a
+client asks with an empty request. The node reports its own times in the plan; transport is what is left of
+the client's round trip. Medians go to a table and, with every single run, to
+benchmarks/results/latency_<device>.json.
 
 `start-up`: seconds from the start of the node's process until it is ready, in turn `cold` (the embedded
 weights are still to be unpacked) and `warm`, and the first call after a start.
@@ -16,7 +17,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -28,30 +28,35 @@ from pathlib import Path
 
 import numpy as np
 import rclpy
+from machine import processor_name
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from mask2iv_ros.ros.client import InteractionClient
 from mask2iv_ros.ros.conversions import write_image
 
-HEIGHT, WIDTH = 480, 640
+SIZES = ((640, 480), (1280, 720))  #: width and height of the images
+KINDS = {'whole call': {}, 'trajectory only': {'trajectory_only': True}}
 MODEL_PARTS = ('trajectory', 'video')
 PARTS = ('buffer', 'queue', 'preprocess', *MODEL_PARTS, 'message')
 RESULTS = Path(__file__).parent / 'results'
 
 
-def scene() -> dict[str, Image | CameraInfo]:
+def scene(width: int, height: int) -> dict[str, Image | CameraInfo]:
     """One image with a drawer-like object, a gripper above it, depth and calibration."""
-    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
-    image = np.stack([rows / 2, columns / 3, (rows + columns) / 5], axis=-1).astype(np.uint8)
-    object_mask = (abs(rows - 280) < 60) & (abs(columns - 320) < 90)
-    actor_mask = (rows < 230) & (abs(columns - 320) < 40)
+    rows, columns = np.mgrid[:height, :width]
+    image = np.stack([rows / height, columns / width, (rows + columns) / (height + width)], axis=-1)
+    unit, middle = height / 480, width / 2
+    object_mask = (abs(rows - 280 * unit) < 60 * unit) & (abs(columns - middle) < 90 * unit)
+    actor_mask = (rows < 230 * unit) & (abs(columns - middle) < 40 * unit)
+    focal = 600.0 * unit
+    k = [focal, 0, (width - 1) / 2, 0, focal, (height - 1) / 2, 0, 0, 1]
     return {
-        'image': write_image(image, 'rgb8'),
+        'image': write_image(np.uint8(224 * image), 'rgb8'),
         'object_mask': write_image(np.uint8(object_mask), 'mono8'),
         'actor_mask': write_image(np.uint8(actor_mask), 'mono8'),
-        'depth': write_image(np.full((HEIGHT, WIDTH), 0.9, np.float32), '32FC1'),
-        'camera_info': CameraInfo(width=WIDTH, height=HEIGHT, k=[600.0, 0, 319.5, 0, 600.0, 239.5, 0, 0, 1]),
+        'depth': write_image(np.full((height, width), 0.9, np.float32), '32FC1'),
+        'camera_info': CameraInfo(width=width, height=height, k=k),
     }
 
 
@@ -128,7 +133,7 @@ def main():
         parameters += ['-p', f'model:={options.model}']
     command = [sys.executable, '-m', 'mask2iv_ros.ros.node', '--ros-args', *parameters]
     starts = {'cold': [], 'warm': [], 'first call': []}
-    with camera(scene()), InteractionClient() as client:
+    with camera(scene(*SIZES[0])), InteractionClient() as client:
         for _ in range(options.runs):
             with tempfile.TemporaryDirectory() as cache:
                 for kind in ('cold', 'warm'):
@@ -136,20 +141,25 @@ def main():
                         starts[kind].append(seconds)
                         if kind == 'warm':
                             starts['first call'].append(measure(client)['total'])
-        kinds = {'whole call': {}, 'trajectory only': {'trajectory_only': True}}
-        results = {}
-        with tempfile.TemporaryDirectory() as cache, running_node(client, command, cache):
-            for name, fields in kinds.items():
+    calls = {}
+    for width, height in SIZES:
+        size = f'{width}x{height}'
+        with (
+            camera(scene(width, height)),
+            InteractionClient() as client,
+            tempfile.TemporaryDirectory() as cache,
+            running_node(client, command, cache),
+        ):
+            calls[size] = {}
+            for kind, fields in KINDS.items():
                 measure(client, **fields)
-                results[name] = describe([measure(client, **fields) for _ in range(options.runs)])
+                calls[size][kind] = describe([measure(client, **fields) for _ in range(options.runs)])
             model = client.generate(task='open the drawer', trajectory_only=True).message.model
-
-    print(
-        f'\nSeconds, median of {options.runs} calls of {model} on {options.device}, {WIDTH} x {HEIGHT} pixels'
-    )
-    print(f'{"":20}' + ''.join(f'{name:>18}' for name in results))
-    for part in results['whole call']['median']:
-        print(f'{part:20}' + ''.join(f'{result["median"][part]:18.3f}' for result in results.values()))
+        print(f'\nSeconds, median of {options.runs} calls of {model} on {options.device}, {size} pixels')
+        print(f'{"":20}' + ''.join(f'{kind:>18}' for kind in KINDS))
+        for part in calls[size]['whole call']['median']:
+            row = (found['median'][part] for found in calls[size].values())
+            print(f'{part:20}' + ''.join(f'{seconds:18.3f}' for seconds in row))
     start_up = {kind: {'median': statistics.median(found), 'runs': found} for kind, found in starts.items()}
     print('start-up: ' + ', '.join(f'{kind} {found["median"]:.1f} s' for kind, found in start_up.items()))
     output = options.output or RESULTS / f'latency_{options.device}.json'
@@ -159,18 +169,12 @@ def main():
         'device': options.device,
         'cpu': processor_name(),
         'cpu_cores': len(os.sched_getaffinity(0)),
-        'image': [WIDTH, HEIGHT],
         'unit': 'seconds',
         'start-up': start_up,
-        **results,
+        'calls': calls,
     }
     output.write_text(json.dumps(report, indent=1) + '\n')
     print(f'Written to {output}')
-
-
-def processor_name() -> str:
-    names = [line for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name')]
-    return names[0].split(':', 1)[1].strip() if names else platform.machine()
 
 
 if __name__ == '__main__':

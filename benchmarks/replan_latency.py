@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import rclpy
-from latency import processor_name
+from machine import processor_name
 
 from mask2iv_ros.data.metaworld_execution import ExecutionScene
 from mask2iv_ros.planning.arm_appearance import ArmAppearance

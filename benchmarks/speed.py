@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import platform
 import statistics
 import time
 from collections import defaultdict
@@ -30,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from machine import processor_name
 from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -395,11 +395,6 @@ def write(report: dict, text: str, output: Path) -> None:
     output.with_suffix('.json').write_text(json.dumps(report, indent=1) + '\n')
     output.with_suffix('.md').write_text(text)
     print(text)
-
-
-def processor_name() -> str:
-    names = [line for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name')]
-    return names[0].split(':', 1)[1].strip() if names else platform.machine()
 
 
 if __name__ == '__main__':

@@ -1,23 +1,20 @@
 """The scale benchmark measures what the command does by default, and keeps its rows beside its memory."""
 
-import importlib.util
 import json
 
 import pytest
 
 pytest.importorskip('lerobot')
 
+import augment_scale
 from test_augment_job import write_source
 
 
-def test_rows_say_what_was_asked_and_memory_joins_them(repository, tmp_path):
-    spec = importlib.util.spec_from_file_location('scale', repository / 'benchmarks' / 'augment_scale.py')
-    scale = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(scale)
+def test_rows_say_what_was_asked_and_memory_joins_them(tmp_path):
     source, output = write_source(tmp_path / 'source', episodes=2), tmp_path / 'scale'
     common = [str(source), '--cameras', 'top', '-o', str(output)]
-    scale.main([*common, '--variants', '2', '--drawn', '0', '--workers'])
-    scale.main([*common, '--flat', '3'])
+    augment_scale.main([*common, '--variants', '2', '--drawn', '0', '--workers'])
+    augment_scale.main([*common, '--flat', '3'])
     report = json.loads(output.with_suffix('.json').read_text())
     (row,) = report['rows'].values()
     assert (row['command'], row['episodes'], row['failed']) == ('--variants 2 --ungated --device auto', 4, 0)

@@ -1,13 +1,11 @@
 """Baselines in the same code: each trains, saves, loads, and sees what it may see and nothing else."""
 
-import importlib.util
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import recipes
 import torch
 import yaml
 from test_evaluate import SIZE, moving_clip
@@ -206,14 +204,6 @@ def test_what_is_told_apart_is_of_one_size(trained):
         for name, folder in trained.items()
     }
     assert len(set(sizes.values())) == 1
-
-
-spec = importlib.util.spec_from_file_location(
-    'recipes', Path(__file__).parents[1] / 'benchmarks' / 'recipes.py'
-)
-recipes = importlib.util.module_from_spec(spec)
-sys.modules['recipes'] = recipes
-spec.loader.exec_module(recipes)
 
 
 class TestTable:

@@ -1,7 +1,6 @@
 """Plans become hand motion: on a drawn robot that carries or pushes a box, and in a simulated episode."""
 
 import argparse
-import importlib.util
 import json
 from pathlib import Path
 
@@ -330,13 +329,11 @@ def test_what_is_held_stays_held_while_the_hand_looks_again():
 
 
 @pytest.fixture(scope='module')
-def benchmark(repository):
+def benchmark():
     pytest.importorskip('metaworld')
-    path = repository / 'benchmarks' / 'execute_metaworld.py'
-    spec = importlib.util.spec_from_file_location('execute_metaworld', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    import execute_metaworld
+
+    return execute_metaworld
 
 
 @pytest.fixture(scope='module')

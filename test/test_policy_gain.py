@@ -1,9 +1,7 @@
 """The benchmark of policies: rows are resumable and comparable, rollouts execute what a policy says."""
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +15,7 @@ from mask2iv_ros.labels import ACTOR
 
 pytest.importorskip('metaworld')
 
-spec = importlib.util.spec_from_file_location(
-    'policy_gain', Path(__file__).parents[1] / 'benchmarks' / 'policy_gain.py'
-)
-gain = importlib.util.module_from_spec(spec)
-sys.modules['policy_gain'] = gain
-spec.loader.exec_module(gain)
+import policy_gain as gain
 
 TASK = 'button-press-topdown'
 

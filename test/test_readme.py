@@ -258,7 +258,7 @@ def test_policies_are_those_of_the_result_file():
 def test_speed_is_that_of_the_result_files():
     latency = read_result('latency_cpu')
     for row, kind in (('masks and video', 'whole call'), ('masks only', 'trajectory only')):
-        found = latency[kind]['median']
+        found = latency['calls']['640x480'][kind]['median']
         stage_1, _, outside, total = cells('seconds', row)
         assert float(stage_1) == round(found['trajectory'], 2)
         assert float(outside) == round(found['outside the model'], 2)

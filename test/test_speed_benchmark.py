@@ -1,24 +1,22 @@
 """The speed benchmark counts and times what it says."""
 
-import importlib.util
 import json
 
 import pytest
+import speed
 
 from tiny_model import build_tiny_model
 
 
-@pytest.fixture(scope='module')
-def speed(repository):
-    spec = importlib.util.spec_from_file_location('speed', repository / 'benchmarks' / 'speed.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.PUBLIC_STEPS = 6  # 50 take a while
-    return module
+@pytest.fixture(scope='module', autouse=True)
+def few_steps():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, 'PUBLIC_STEPS', 6)  # 50 take a while
+        yield
 
 
 @pytest.fixture(scope='module')
-def report(speed, tmp_path_factory):
+def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp('speed')
     model = build_tiny_model(folder / 'model')
     speed.main(['--model', str(model), '--device', 'cpu', '--runs', '2', '--output', str(folder / 'speed')])
@@ -51,7 +49,7 @@ def test_masks_alone_leave_out_the_second_stage(report):
     assert not {'encode 2', 'denoise 2', 'decode 2'} & set(report['rows']['masks only']['parts'])
 
 
-def test_scaling_tells_work_time_and_memory(speed, tmp_path, monkeypatch):
+def test_scaling_tells_work_time_and_memory(tmp_path, monkeypatch):
     model = build_tiny_model(tmp_path / 'model')
     monkeypatch.setattr(speed, 'SCALES', {'num_samples': (1, 2), 'num_frames': (8, 16), 'resolution': (1, 2)})
     arguments = ['--model', str(model), '--device', 'cpu', '--runs', '1', '--output', str(tmp_path / 'out')]
