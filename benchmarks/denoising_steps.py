@@ -15,6 +15,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,10 @@ from mask2iv_ros.planning.request import GenerationRequest
 METRICS = {
     'object IoU': ('text', 'object_iou', True),
     'robot IoU': ('text', 'actor_iou', True),
+    'object centroid error': ('text', 'object_centroid_px', False),
     'PSNR, predicted masks': ('text masks', 'psnr', True),
+    'PSNR of moving pixels': ('text masks', 'psnr_moving_pixels', True),
+    'SSIM': ('text masks', 'ssim', True),
     'PSNR, true masks': ('oracle masks', 'psnr', True),
     'flicker': ('text masks', 'flicker', False),
     'Fréchet distance, random 3-D network': ('text masks', 'frechet_random3d', False),
@@ -45,17 +49,17 @@ RESULTS = Path(__file__).parent / 'results' / 'denoising_steps'
 
 def loss(values: np.ndarray, best: np.ndarray, more_is_better: bool) -> dict[str, float]:
     """How much worse (N,) values of clips are than those of the most steps, as a share of these."""
-    worse = (best - values if more_is_better else values - best) / best.mean()
+    worse = (best - values if more_is_better else values - best) / np.nanmean(best)
     return mean_and_interval(worse)
 
 
-def time_calls(pipelines: dict[int, object], clip) -> dict[int, float]:
+def time_calls(pipeline, numbers: Iterable[int], clip) -> dict[int, float]:
     """Median seconds of a call by number of steps."""
     frame, labels = clip.frames[0], clip.labels[0]
-    request = GenerationRequest(frame, labels == 1, labels == 2, clip.task)
-    seconds = {steps: [] for steps in pipelines}
+    seconds = {steps: [] for steps in numbers}
     for _ in range(RUNS):
-        for steps, pipeline in pipelines.items():
+        for steps in seconds:
+            request = GenerationRequest(frame, labels == 1, labels == 2, clip.task, num_inference_steps=steps)
             start = time.perf_counter()
             generate_plans(pipeline, request)
             seconds[steps].append(time.perf_counter() - start)
@@ -85,9 +89,9 @@ def table(report: dict) -> str:
 
 
 def draw(report: dict, path: Path) -> None:
-    figure = Figure(figsize=(9, 5), layout='constrained')
+    figure = Figure(figsize=(9, 7), layout='constrained')
     steps = [int(number) for number in report['rows']]
-    for axes, name in zip(figure.subplots(2, 3).flat, METRICS, strict=True):
+    for axes, name in zip(figure.subplots(3, 3).flat, METRICS, strict=True):
         found = [row[name] for row in report['rows'].values()]
         means = np.array([f['mean'] for f in found])
         spread = np.abs(np.array([[f['low'], f['high']] for f in found]).T - means)
@@ -112,9 +116,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     reader = open_dataset(options.data)
     reader.with_depth = False
-    pipelines, reports, clips = {}, {}, {}
+    pipeline, reports, clips = load_pipeline(options.model, options.device), {}, {}
     for steps in tqdm(sorted(options.steps), desc='steps', unit='evaluation'):
-        pipelines[steps] = pipeline = load_pipeline(options.model, options.device)
         pipeline.register_to_config(num_inference_steps=steps)
         settings = Settings(size=tuple(pipeline.config.sample_size), text_clips=0, controls=('text',))
         out = options.work / str(steps)
@@ -123,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
         reports[steps] = evaluation.run(reader, 'test', options.clips)
         lines = read_lines(out / 'test.clips.jsonl')[1:]
         clips[steps] = [line.get('rows', {}) for line in lines[: options.clips or None]]
-    seconds = time_calls(pipelines, reader.read(0))
+    seconds = time_calls(pipeline, reports, reader.read(0))
     most, rows = max(reports), {}
     for steps, report in reports.items():
         rows[steps] = {'seconds': seconds[steps]}
@@ -135,8 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
                 if metric in a.get(row, ()) and metric in b.get(row, ())
             ]
             if steps != most and pairs:
-                found['loss'] = loss(*np.array(pairs).T, more_is_better)
-    pipeline = pipelines[most]
+                found['loss'] = loss(*np.array(pairs, float).T, more_is_better)
     report = {
         'model': pipeline.config.name,
         'dtype': str(pipeline.dtype),

@@ -110,6 +110,9 @@ def planner(row: str, scene: ExecutionScene, model: str, num_inference_steps: in
 
         pipeline = _pipeline(model)
         framing = Framing(observation.labels.shape, tuple(pipeline.config.sample_size))
+        labels = framing.fit_labels(observation.labels)
+        if not (labels == lb.OBJECT).any():  # too few pixels for the model
+            return []
         videos = pipeline.video(
             framing.fit_frames(observation.frame)[None].repeat(samples, 0),
             None,
@@ -117,8 +120,10 @@ def planner(row: str, scene: ExecutionScene, model: str, num_inference_steps: in
             num_inference_steps=num_inference_steps,
             generator=[torch.Generator().manual_seed(scene.steps + i) for i in range(samples)],
         ).frames
-        labels = framing.fit_labels(observation.labels)
-        return [framing.restore_labels(follow_labels(frames, labels)) for frames in videos]
+        plans = [framing.restore_labels(follow_labels(frames, labels)) for frames in videos]
+        for plan in plans:
+            plan[0] = observation.labels
+        return plans
 
     def plan(observation):
         request = GenerationRequest(

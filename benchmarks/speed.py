@@ -40,14 +40,17 @@ from mask2iv_ros.models.resampler import Resampler
 from mask2iv_ros.models.scheduling_ddim import RescaledDDIMScheduler
 from mask2iv_ros.models.unet import DynamiCrafterUNet
 from mask2iv_ros.pipelines import load_pipeline
+from mask2iv_ros.pipelines.loading import choose_device
 from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
 from mask2iv_ros.planning.generate import generate_plans
 from mask2iv_ros.planning.request import GenerationRequest
 
 HEIGHT, WIDTH = 480, 640
 PUBLIC_STEPS = 50
-#: In the order of a call. What is between them (framing, schedulers, labels, motion) is `rest`.
-PARTS = ('text', 'image tokens', 'encode 1', 'denoise 1', 'decode 1', 'encode 2', 'denoise 2', 'decode 2')
+#: Networks, in the order of a call. Before and after them come framing, scores and motion; `between` is what
+#: the stages do besides: schedulers, masks from colours and back, blending with the observation.
+NETWORKS = ('text', 'image tokens', 'encode 1', 'denoise 1', 'decode 1', 'encode 2', 'denoise 2', 'decode 2')
+PARTS = ('preprocess', *NETWORKS, 'between', 'postprocess')
 #: What grows: values of `GenerationRequest`, and factors of the model's height and width.
 SCALES = {'num_samples': (1, 2, 4, 8, 16), 'num_frames': (16, 32, 48, 64), 'resolution': (1, 2, 3)}
 RESULTS = Path(__file__).parent / 'results'
@@ -186,11 +189,13 @@ class Row:
         reset_peak_memory(self.pipeline.device)
         with Parts(self.pipeline) as parts:
             start = time.perf_counter()
-            generate_plans(self.pipeline, self.request)
+            clock = generate_plans(self.pipeline, self.request)[0].timings
             total = time.perf_counter() - start
         self.memory = max(self.memory, peak_memory(self.pipeline.device))
-        seconds = {part: parts.seconds[part] for part in PARTS if parts.seconds[part]}
-        self.runs.append({**seconds, 'rest': total - sum(seconds.values()), 'total': total})
+        seconds = {part: parts.seconds[part] for part in NETWORKS if parts.seconds[part]}
+        seconds |= {part: clock[part] for part in ('preprocess', 'postprocess')}
+        seconds['between'] = total - sum(seconds.values())
+        self.runs.append({**seconds, 'total': total})
 
     def describe(self, rates: dict[str, float]) -> dict:
         found = {}
@@ -323,7 +328,7 @@ def table(report: dict) -> str:
         '',
         line('', (f'{name}: {row["dtype"][6:]}, {row["steps"]} steps' for name, row in rows.items())),
         '|---' * (len(rows) + 1) + '|',
-        *(line(part, seconds(part)) for part in (*PARTS, 'rest', 'total')),
+        *(line(part, seconds(part)) for part in (*PARTS, 'total')),
         line('total, from to', (f'{total["min"]:.2f} to {total["max"]:.2f}' for total in totals)),
         line('times faster', ('', *faster)),
         line('TFLOP', (f'{total["FLOPs"] / 1e12:.3f}' for total in totals)),
@@ -349,10 +354,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument('--output', type=Path, help='result files, without their ending')
     options = parser.parse_args(arguments)
 
+    device = choose_device(options.device)
+    if device.startswith('cuda'):
+        torch.cuda.set_device(device)  # which is measured below
+
     def load(dtype: torch.dtype | None) -> Mask2IVPipeline:
         if not options.full_size:
-            return load_pipeline(options.model, options.device, dtype)
-        device = 'cuda' if options.device == 'auto' and torch.cuda.is_available() else options.device
+            return load_pipeline(options.model, device, dtype)
         return full_size_pipeline(device, dtype or torch.bfloat16)
 
     ours = load(None)
@@ -381,7 +389,6 @@ def main(arguments: list[str] | None = None) -> None:
     for _ in tqdm(range(options.runs), desc='calls', unit='round'):
         for row in rows.values():
             row.run()
-    device = str(ours.device)
     rates = {dtype: machine_rates(device, dtype) for dtype in {row.pipeline.dtype for row in rows.values()}}
     report = {
         **about,

@@ -26,7 +26,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Bool, Float64MultiArray
+from std_msgs.msg import Bool, Float64MultiArray, Header
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.clip import Camera
@@ -46,12 +46,16 @@ class TopicRobot:
     Args:
         node: to talk through; it is spun here.
         patience: seconds to wait for any message.
+
+    Attributes:
+        header: of the image that was observed last, which tells the node its depth and calibration.
     """
 
     def __init__(self, node: Node, patience: float = 60.0):
         self._patience = patience
         self._executor = SingleThreadedExecutor(context=node.context)
         self._executor.add_node(node)
+        self.header = Header()
         self._state = {}
         self._images = {name: deque(maxlen=10) for name in TOPICS}
         for name, kind in TOPICS.items():
@@ -94,6 +98,9 @@ class TopicRobot:
         self._wait(complete, 'images, masks, depth and camera_info of one stamp, newer than the last command')
         if read_distortion(found['camera_info']) is not None:
             raise ValueError('camera_info has lens distortion, expected rectified images')
+        if (intrinsics := read_intrinsics(found['camera_info'])) is None:
+            raise ValueError('camera_info is not calibrated: its K is empty')
+        self.header = found['image'].header
         labels = lb.combine_masks(read_mask(found['object_mask']), read_mask(found['actor_mask']))
         pose = self._state['camera_pose'].pose
         p, q = pose.position, pose.orientation
@@ -103,7 +110,7 @@ class TopicRobot:
         return Observation(
             labels,
             np.nan_to_num(read_depth(found['depth'])),
-            Camera(read_intrinsics(found['camera_info']), cam_to_world),
+            Camera(intrinsics, cam_to_world),
             self.hand,
             self.opening,
             read_colour(found['image']) if colour else None,
@@ -129,9 +136,10 @@ class TopicRobot:
 
 
 def service_planner(
-    client: InteractionClient, task: str, samples: int = 1
+    client: InteractionClient, robot: TopicRobot, task: str, samples: int = 1
 ) -> Callable[[Observation], list[np.ndarray]]:
-    """From an observation to the (T, H, W) label images of the node's plans; none if it refuses to plan."""
+    """From the robot's newest observation to the (T, H, W) label images of the node's plans; none if it
+    refuses to plan."""
 
     seeds = itertools.count(1)  # another plan for a scene that has not changed
 
@@ -145,6 +153,7 @@ def service_planner(
                 seed=samples * next(seeds),
                 num_samples=samples,
                 trajectory_only=True,
+                header=robot.header,
             )
         except InteractionError as error:
             if error.name not in ('EMPTY_MASK', 'CHECKS_FAILED'):
@@ -188,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
             client.wait_until_ready()
             robot = TopicRobot(rclpy.create_node('execute_plans'))
             samples = options.samples if arm else 1  # without the arm's look nothing tells them apart
-            policy = Planned(service_planner(client, options.task, samples), arm, colour=True)
+            policy = Planned(service_planner(client, robot, options.task, samples), arm, colour=True)
             rollout = execute(robot, policy, options.steps)
             robot.observe()  # until then the last step's success has come
             solved = robot.success

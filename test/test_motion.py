@@ -95,9 +95,14 @@ def test_a_turn_is_measured_under_the_hand_that_makes_it():
 
 
 def test_extent_and_orientation_are_those_of_a_rectangle():
-    motion = mask_motion(clip([rectangle((80, 60), (50, 20), angle) for angle in (30, -60)]))
+    rectangles = [rectangle((80, 60), (50, 20), angle) for angle in (30, -60)]
+    motion = mask_motion(clip(rectangles))
     np.testing.assert_allclose(np.degrees(motion.orientation), (30, -60), atol=1)
     np.testing.assert_allclose(motion.extent, [(50, 20)] * 2, atol=1.5)
+    assert np.isnan(motion.actor_extent).all()
+    motion = mask_motion(clip([rectangle((20, 20), (10, 10))] * 2, rectangles))
+    np.testing.assert_allclose(np.degrees(motion.actor_orientation), (30, -60), atol=1)
+    np.testing.assert_allclose(motion.actor_extent, [(50, 20)] * 2, atol=1.5)
 
 
 def test_an_object_that_comes_closer_grows():

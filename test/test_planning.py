@@ -151,7 +151,8 @@ def test_a_clip_has_the_frame_rate_of_its_plan(fps):
     assert plan_to_clip(plan, asked).fps == fps
 
 
-def test_progress_sees_every_step_with_previews_of_stage_1(pipeline):
+def test_progress_sees_every_step_with_previews_of_stage_1(pipeline, monkeypatch):
+    monkeypatch.setattr(generate, 'PREVIEW_SHARE', np.inf)
     seen = []
     generate_plans(pipeline, request(), lambda *call: seen.append(call))
     assert [call[:3] for call in seen] == [
@@ -160,8 +161,15 @@ def test_progress_sees_every_step_with_previews_of_stage_1(pipeline):
         ('video', 1, 2),
         ('video', 2, 2),
     ]
-    assert seen[0][3].shape == (8, 32, 48)
+    assert seen[0][3].shape == seen[1][3].shape == (8, 32, 48)
     assert seen[2][3] is None
+
+
+def test_previews_take_no_more_than_their_share_of_the_time(pipeline, monkeypatch):
+    monkeypatch.setattr(generate, 'PREVIEW_SHARE', 0)
+    seen = []
+    generate_plans(pipeline, request(), lambda *call: seen.append(call))
+    assert [call[3] is None for call in seen] == [False, True, True, True]
 
 
 def test_previews_can_be_left_out(pipeline):

@@ -89,7 +89,9 @@ def build_method(args: argparse.Namespace) -> tuple[Method, Measure | None]:
         pipeline.set_progress_bar_config(disable=True)
         if args.steps:
             pipeline.register_to_config(num_inference_steps=args.steps)
-    dynamics = InverseDynamics.load(args.inverse_dynamics) if args.inverse_dynamics else None
+    device, dynamics = choose_device(args.device), None
+    if args.inverse_dynamics:
+        dynamics = InverseDynamics.load(args.inverse_dynamics, device)
     if args.mode == 'new-motion':
         method = NewMotion(pipeline, dynamics, _goal_shift(args), args.texts)
     else:
@@ -97,7 +99,7 @@ def build_method(args: argparse.Namespace) -> tuple[Method, Measure | None]:
     if args.segmenter is None:
         return method, None
     segmenter = Segmenter.from_pretrained(args.segmenter, local_files_only=True)
-    segmenter = segmenter.to(choose_device(args.device), memory_format=torch.channels_last).eval()
+    segmenter = segmenter.to(device, memory_format=torch.channels_last).eval()
     window = pipeline and pipeline.config.num_frames
     return method, Gates(segmenter, dynamics, window)
 

@@ -20,9 +20,13 @@ from mask2iv_ros.planning.checks import sample_spread
 from mask2iv_ros.planning.motion import mask_motion, restore_motion
 from mask2iv_ros.planning.request import GenerationRequest, InvalidRequest, Plan, check_request
 
-#: Called after each denoising step with stage, steps done, steps in all, and for stage 1 the (T, h, w) uint8
-#: label images as the model sees them at that step (first sample, model resolution; None in stage 2).
+#: Called after each denoising step with stage, steps done, steps in all, and a preview or None: (T, h, w)
+#: uint8 label images as stage 1 sees them at that step (first sample, model resolution).
 ProgressCallback = Callable[[str, int, int, np.ndarray | None], None]
+
+#: Previews are decoded after the first step of stage 1, then while they take no more of its time: at full
+#: size decoding costs twice a step.
+PREVIEW_SHARE = 0.2
 
 #: What the score of a plan means: alone, and beside other samples of the same request.
 PERMANENCE = (
@@ -43,7 +47,7 @@ def generate_plans(
 ) -> list[Plan]:
     """Plan `request.num_samples` interactions, best score first.
 
-    `previews` False leaves them out of the calls of `progress`: decoding them doubles the time of stage 1.
+    `previews` False leaves them out of the calls of `progress`; else they come as `PREVIEW_SHARE` allows.
 
     Raises:
         InvalidRequest: see `check_request`; also EMPTY_MASK if object or goal are lost at the model's
@@ -83,12 +87,15 @@ def generate_plans(
     image = batch(framing.fit_frames(request.frame))
     generators = [torch.Generator().manual_seed(request.seed + i) for i in range(count)]
     clock = {'preprocess': time.perf_counter() - start}
+    preview_time = 0.0
 
     def on_step_end(stage, step: int, _timestep: int, tensors: dict) -> dict:
-        preview = None
-        if previews and stage.stage == 'trajectory':
+        nonlocal preview_time
+        preview, now = None, time.perf_counter()
+        if previews and stage.stage == 'trajectory' and preview_time <= PREVIEW_SHARE * (now - mark):
             predicted, first = tensors['pred_original_sample'][:1], tensors['first'][:1]
             preview = stage.latents_to_labels(predicted, first, labels[None])[0]
+            preview_time += time.perf_counter() - now
         progress(stage.stage, step + 1, stage.num_timesteps, preview)
         return {}
 

@@ -64,6 +64,7 @@ class MaskMotion:
             means little.
         actor_centroid: (T, 2) float64 pixels.
         actor_area: (T,) int64 pixels.
+        actor_extent, actor_orientation: of the actor's visible pixels, as `extent` and `orientation`.
         contact_frame: first frame of the interaction, -1 if there is none; see `find_contact`.
         contact_pixel: (x, y) centre of the touching area in that frame; None without.
         phases: (T,) int64 of APPROACH, INTERACT and RELEASE.
@@ -83,6 +84,8 @@ class MaskMotion:
     rigidity: np.ndarray
     actor_centroid: np.ndarray
     actor_area: np.ndarray
+    actor_extent: np.ndarray
+    actor_orientation: np.ndarray
     contact_frame: int
     contact_pixel: tuple[float, float] | None
     phases: np.ndarray
@@ -140,6 +143,8 @@ def mask_motion(labels: np.ndarray) -> MaskMotion:
         rigidity=np.where(seen, rigidity, np.nan),
         actor_centroid=actor[:, 1:3],
         actor_area=actor[:, 0].astype(np.int64),
+        actor_extent=actor[:, 4:],
+        actor_orientation=actor[:, 3],
         contact_frame=contact_frame,
         contact_pixel=contact_pixel,
         phases=find_phases(touching, contact_frame),
@@ -159,6 +164,7 @@ def restore_motion(motion: MaskMotion, framing: Framing) -> MaskMotion:
         extent=motion.extent * np.sqrt(across * down),
         actor_centroid=framing.restore_points(motion.actor_centroid),
         actor_area=np.rint(motion.actor_area * across * down).astype(np.int64),
+        actor_extent=motion.actor_extent * np.sqrt(across * down),
         contact_pixel=None if pixel is None else tuple(framing.restore_points(pixel).tolist()),
         framing=framing,
     )

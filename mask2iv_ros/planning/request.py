@@ -127,6 +127,8 @@ def plan_facts(plan: Plan) -> dict:
         'rigidity': motion.rigidity,
         'actor_position': motion.actor_centroid,
         'actor_area': motion.actor_area,
+        'actor_extent': motion.actor_extent,
+        'actor_orientation': motion.actor_orientation,
     }
     known = {name: _jsonable(values) for name, values in per_frame.items()}
     return {

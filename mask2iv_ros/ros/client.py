@@ -60,7 +60,9 @@ class InteractionClient:
 
     def __init__(self, node: str = '/mask2iv'):
         self._context = rclpy.Context()
-        rclpy.init(context=self._context, signal_handler_options=rclpy.SignalHandlerOptions.NO)
+        # Without the program's ROS arguments: its node name would become this one's, its `use_sim_time` would
+        # stop the clock by which it is noticed that the mask2iv node has gone.
+        rclpy.init(args=[], context=self._context, signal_handler_options=rclpy.SignalHandlerOptions.NO)
         self._node = rclpy.create_node(
             f'interaction_client_{uuid.uuid4().hex[:8]}',  # a planner may have several
             context=self._context,

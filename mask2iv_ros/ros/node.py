@@ -66,7 +66,7 @@ from mask2iv_ros.srv import GenerateInteraction as GenerateService
 LOADING = 'loading the model'
 CHECK_PERIOD = 1.0  # seconds between two looks at the input topics, and between two diagnostics
 ARRIVAL_PATIENCE = 5.0  # seconds after activation in which a request waits for the first messages
-RESULT_TIMEOUT = 60  # seconds that the action server keeps a result; one can hold 20 MB a plan
+RESULT_TIMEOUT = 10  # seconds that the action server keeps a result; one can hold 20 MB a plan
 SHUTDOWN_PATIENCE = 4.0  # seconds for the last answers; ros2 launch escalates after 5
 
 
@@ -447,12 +447,17 @@ class Mask2IVNode(LifecycleNode):
         limits = Limits(**{row.name: self._value(row.name) for row in fields(Limits)})
         now = self.get_clock().now().nanoseconds
         observation = read_request(message, self._buffer, limits, now, self._describe_source)
+
+        def clients() -> int:
+            return self.count_clients(self._client_of[door])
+
+        is_known = clients() > 0  # a new client may ask before all of it has been discovered
         job = Job(
             observation,
             self._demands(),
             self._frames,
             on_progress,
-            lambda: self.count_clients(self._client_of[door]) == 0,
+            lambda: is_known and clients() == 0,
             previews=door == 'action',
         )
         self._worker.submit(job, self._value('max_queue'))

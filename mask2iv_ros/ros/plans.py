@@ -80,6 +80,8 @@ def _motion(plan: Plan) -> list[FrameMotion]:
             object_rigidity=float(motion.rigidity[t]),
             actor_position=_point(motion.actor_centroid[t]),
             actor_area=float(motion.actor_area[t]),
+            actor_extent=motion.actor_extent[t].astype(np.float32),
+            actor_orientation=float(motion.actor_orientation[t]),
         )
         for t in range(len(motion))
     ]

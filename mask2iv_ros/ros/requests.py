@@ -207,7 +207,23 @@ def _choose_messages(
         chosen['depth'] = depth
     if calibration := buffer.newest('camera_info'):  # often latched, once
         chosen['camera_info'] = calibration
-    return own | {name: deserialize_message(found.data, INPUTS[name]) for name, found in chosen.items()}
+    messages = own | {name: deserialize_message(found.data, INPUTS[name]) for name, found in chosen.items()}
+    for name in missing if 'image' in own else ():  # the topics may be those of another camera
+        if name in messages and _other_frame(messages[name], own['image']):
+            if name == 'object_mask':
+                raise InvalidRequest(
+                    'NO_OBJECT_MASK',
+                    f'no object_mask in the request, and that of {source(name)} is of frame '
+                    f'{messages[name].header.frame_id!r}, the image of {own["image"].header.frame_id!r}',
+                )
+            del messages[name]
+    return messages
+
+
+def _other_frame(message: Image | CameraInfo, image: Image) -> bool:
+    """Whether both say of which frame they are, and it is not one."""
+    frames = {found.header.frame_id.lstrip('/') for found in (message, image)} - {''}
+    return len(frames) > 1
 
 
 def _read_geometry(messages: dict, object_mask: np.ndarray, rectified: bool) -> tuple[Geometry | None, str]:
@@ -220,6 +236,9 @@ def _read_geometry(messages: dict, object_mask: np.ndarray, rectified: bool) -> 
         if (found.width, found.height) != (image.width, image.height):
             sizes = f'{found.width} x {found.height} pixels, the image {image.width} x {image.height}'
             return None, f'{name} is {sizes}'
+        if _other_frame(found, image):
+            frames = f'of frame {found.header.frame_id!r}, the image of {image.header.frame_id!r}'
+            return None, f'{name} is {frames}: align it to the image'
     calibration = messages['camera_info']
     intrinsics = read_intrinsics(calibration, rectified)
     if intrinsics is None:

@@ -72,7 +72,7 @@ def test_plans_of_the_node_are_executed(robot, start_node, tiny_model):
     start_node(model=tiny_model)
     with InteractionClient() as client:
         client.wait_until_ready()
-        policy = Planned(service_planner(client, 'close the door'), None, colour=True)
+        policy = Planned(service_planner(client, robot, 'close the door'), None, colour=True)
         steps = execute(robot, policy, 20).steps
     assert steps == 20
     assert policy.labels.shape == (8, 120, 160)  # frames of the tiny model, pixels of the camera

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from geometry_msgs.msg import TransformStamped
 from sensor_msgs.msg import CameraInfo
+from std_msgs.msg import Header
 
 from mask2iv_ros.msg import FrameMotion, InteractionPlan
 from mask2iv_ros.ros.client import InteractionError
@@ -60,11 +61,12 @@ def parameters(peer):
 def observe(client, camera, scene_messages):
     """Plans for the scene with a depth image (a plane by default) and a CameraInfo."""
 
-    def plans(depth=None, num_samples=1, **calibration) -> list[InteractionPlan]:
+    def plans(depth=None, num_samples=1, frame='', **calibration) -> list[InteractionPlan]:
         depth = np.full((HEIGHT, WIDTH), DEPTH, np.float32) if depth is None else depth
+        header = Header(stamp=camera.stamp(), frame_id=frame) if frame else None
         info = CameraInfo(width=WIDTH, height=HEIGHT, k=K.ravel(), **calibration)
         images = copy.deepcopy(scene_messages)  # publishing stamps them
-        camera.publish(**images, depth=write_image(depth, '32FC1'), camera_info=info)
+        camera.publish(**images, depth=write_image(depth, '32FC1', header), camera_info=info)
         best = client.generate(task='push', trajectory_only=True, num_samples=num_samples)
         return [plan.message for plan in (best, *best.alternatives)]
 
@@ -91,6 +93,8 @@ def test_every_frame_tells_its_motion(client, scene):
     assert (first.object_visibility, first.object_rotation) == (1, 0)
     assert first.object_area == pytest.approx(400, rel=0.2)
     assert first.actor_area == pytest.approx(200, rel=0.3)
+    np.testing.assert_allclose(first.actor_extent, (20, 10), atol=2 * pixel)
+    assert abs(first.actor_orientation) == pytest.approx(np.pi / 2, abs=0.1)
     np.testing.assert_allclose(first.object_extent, 20, atol=2 * pixel)
     assert np.isnan(first.object_position_spread)  # one sample
     phases = [frame.phase for frame in plan.motion]
@@ -125,6 +129,13 @@ def test_a_path_says_how_its_depth_was_found(observe, parameters):
         np.testing.assert_allclose(pixel[:2], (plan.contact_pixel.x, plan.contact_pixel.y), atol=1e-6)
     parameters(depth_model='auto')
     assert observe()[0].depth_model in ('support_plane', 'constant_depth', 'upright_plane')
+
+
+def test_depth_that_is_not_aligned_costs_the_path(observe):
+    (plan,) = observe(frame='camera_depth_optical_frame')
+    assert plan.object_path.poses == []
+    frames = "'camera_depth_optical_frame', the image of 'camera_optical_frame'"
+    assert plan.path_note == f'depth is of frame {frames}: align it to the image'
 
 
 def test_samples_tell_how_far_they_stray(observe):

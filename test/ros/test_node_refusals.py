@@ -1,5 +1,6 @@
 """Every error code, provoked for real; after each refusal the node answers the next request."""
 
+import copy
 import re
 import resource
 import time
@@ -50,6 +51,16 @@ def test_nothing_received_yet(client, scene):  # first: the other tests publish
 
 def test_an_empty_request_names_what_is_missing(client):
     refused(client, 'NO_IMAGE', request=InteractionRequest())
+
+
+def test_a_mask_of_another_camera_is_not_taken_for_an_image_of_the_request(client, camera, scene_messages):
+    camera.publish(**scene_messages)
+    image = copy.deepcopy(scene_messages['image'])
+    image.header.frame_id = 'wrist_optical_frame'
+    told = "is of frame 'camera_optical_frame', the image of 'wrist_optical_frame'"
+    refused(client, 'NO_OBJECT_MASK', told, image=image, task='push')
+    own = client.generate(image=image, object_mask=scene_messages['object_mask'], task='push')
+    assert np.isnan(own.message.motion[0].actor_position.x)  # nor the other camera's actor
 
 
 def test_neither_task_nor_goal(client, scene):
