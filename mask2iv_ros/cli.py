@@ -12,11 +12,7 @@ import time
 from pathlib import Path
 
 import mask2iv_ros
-from mask2iv_ros.resources import config_path
-
-#: No command needs the network, but libraries would look for newer files. Torch's threads spin while they
-#: wait for each other, and on a busy machine stall: `generate` took five times the CPU time.
-ENVIRONMENT = {'HF_HUB_OFFLINE': '1', 'TRANSFORMERS_OFFLINE': '1', 'OMP_WAIT_POLICY': 'PASSIVE'}
+from mask2iv_ros.resources import config_path, set_environment
 
 #: What `mask2iv augment --change` takes (`mask2iv_ros.augmentation.method.CHANGES`, whose import is slow).
 CHANGES = ('object', 'background', 'light', 'distractors')
@@ -752,7 +748,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status. Errors a user can act on are one line on stderr."""
-    os.environ.update({key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()})
+    set_environment()
     args = build_parser().parse_args(argv)
     try:
         args.function(args)

@@ -74,6 +74,20 @@ def test_the_vae_sees_a_bounded_number_of_pixels_at_once(pipeline, monkeypatch):
     assert sizes == [2, 2, 1] * 2
 
 
+def test_samples_of_one_request_share_what_is_encoded(scene):
+    """One text, once for all calls; one frame, mask and video frame a stage, but the masks of each sample."""
+    pipeline = build_tiny_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    texts, images = [], []
+    pipeline.text_encoder.register_forward_pre_hook(lambda _, args: texts.append(args[0]))
+    pipeline.vae.encoder.register_forward_pre_hook(lambda _, args: images.append(len(args[0])))
+    samples = {name: np.repeat(value, 3, axis=0) for name, value in scene.items()}
+    for _ in range(2):
+        pipeline(**samples, task='open the drawer', generator=[seeded(i) for i in range(3)])
+    assert texts == [['open the drawer'], ['']]
+    assert images == [1, 1, 1, 3 * 8] * 2
+
+
 def test_same_seed_gives_the_same_answer_and_another_seed_another(pipeline, scene):
     first, again, other = (pipeline(**scene, task='x', generator=seeded(s)).frames for s in (1, 1, 2))
     np.testing.assert_array_equal(first, again)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import numpy as np
 import torch
 
@@ -10,6 +12,10 @@ CHANGE_RANGE = (8, 40)
 
 #: Pixels that go through the VAE at once, to bound its memory: three frames of 320 x 512.
 VAE_PIXELS = 2**19
+
+#: Texts whose tokens are kept; those of OpenCLIP ViT-H take 0.3 MB a text.
+KEPT_TEXTS = 64
+_TEXT_TOKENS: WeakKeyDictionary = WeakKeyDictionary()
 
 
 def images_to_tensor(images: np.ndarray, device: torch.device | None = None) -> torch.Tensor:
@@ -32,8 +38,11 @@ def vae_factor(vae) -> int:
 def encode_images(vae, images: np.ndarray, device: torch.device) -> torch.Tensor:
     """(B, T, H, W, 3) uint8 images -> scaled latents (B, C, T, h, w) of the VAE, each frame on its own.
 
-    `device` is where the VAE runs: under CPU offload it is not where its weights wait.
+    A batch of equal clips, as of the samples of one request, is encoded once. `device` is where the VAE runs:
+    under CPU offload it is not where its weights wait.
     """
+    if len(images) > 1 and (images[1:] == images[:1]).all():
+        return encode_images(vae, images[:1], device).repeat(len(images), 1, 1, 1, 1)
     pixels = images_to_tensor(images.reshape(-1, *images.shape[2:]), device).to(vae.dtype)
     count = max(1, VAE_PIXELS // pixels.shape[-2:].numel())
     latents = torch.cat([vae.encode(part).latent_dist.mode() for part in pixels.split(count)])
@@ -74,15 +83,33 @@ def keep_observed(decoded: np.ndarray, decoded_first: np.ndarray, observed: np.n
 
 
 def encode_text(pipeline, texts: list[str]) -> torch.Tensor:
-    """Text tokens (B, L, D) of the pipeline's `text_encoder` and optional `tokenizer`."""
+    """Text tokens (B, L, D) of the pipeline's frozen `text_encoder` and optional `tokenizer`.
+
+    The tokens of the newest texts are kept. So that they are the same whoever asked first, each text is
+    encoded on its own and outside of autocast.
+    """
+    kept = _TEXT_TOKENS.setdefault(pipeline.text_encoder, {})
+    place = (pipeline._execution_device, pipeline.text_encoder.dtype)
+    for text in dict.fromkeys(texts):
+        tokens = kept.pop((text, *place), None)
+        kept[text, *place] = _encode_one_text(pipeline, text) if tokens is None else tokens
+    encoded = torch.cat([kept[text, *place] for text in texts])
+    for old in list(kept)[:-KEPT_TEXTS]:
+        del kept[old]
+    return encoded
+
+
+@torch.autocast('cpu', enabled=False)
+@torch.autocast('cuda', enabled=False)
+def _encode_one_text(pipeline, text: str) -> torch.Tensor:
     encoder, tokenizer = pipeline.text_encoder, pipeline.tokenizer
     if tokenizer is None:
-        return encoder(texts)
-    length = tokenizer.model_max_length
+        return encoder([text])
     # Not padded by the tokenizer: it would cut the word of the padding's id (OpenCLIP: "!") out of texts.
-    token_ids = torch.full((len(texts), length), encoder.config.pad_token_id, device=encoder.device)
-    for i, ids in enumerate(tokenizer(texts, truncation=True, max_length=length).input_ids):
-        token_ids[i, : len(ids)] = torch.tensor(ids)
+    length = tokenizer.model_max_length
+    ids = tokenizer(text, truncation=True, max_length=length).input_ids
+    token_ids = torch.full((1, length), encoder.config.pad_token_id, device=encoder.device)
+    token_ids[0, : len(ids)] = torch.tensor(ids)
     return encoder(token_ids).last_hidden_state
 
 

@@ -50,6 +50,7 @@ from mask2iv_ros.action import GenerateInteraction as GenerateAction
 from mask2iv_ros.image_messages import read_stamp
 from mask2iv_ros.msg import InteractionPlan, InteractionRequest
 from mask2iv_ros.planning.request import InvalidRequest, Plan
+from mask2iv_ros.resources import set_environment
 from mask2iv_ros.ros.conversions import write_image
 from mask2iv_ros.ros.export import ExportError, export_plans
 from mask2iv_ros.ros.frames import Frames
@@ -598,10 +599,7 @@ def _is_complete(message: InteractionRequest) -> bool:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; waiting callers still get an answer. Returns the exit status."""
-    # Torch's threads spin while they wait for each other, and on a busy machine stall: beside two other
-    # processes on two cores a request took up to ten times as long. Passive waiting costs nothing measurable.
-    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # read when torch is imported
-    os.environ.setdefault('HF_HUB_OFFLINE', '1')  # LeRobot would ask the Hub about a damaged dataset
+    set_environment()
     use_large_shared_memory()
     # rclpy's own handlers would invalidate the context before the node can say goodbye.
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
