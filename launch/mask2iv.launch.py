@@ -1,6 +1,6 @@
 """Starts the mask2iv node.
 
-An empty value of `model`, `device` or `autostart` keeps what `params_file` says.
+An empty value of `model`, `device`, `autostart` or `use_sim_time` keeps what `params_file` says.
 
     ros2 launch mask2iv_ros mask2iv.launch.py image:=/camera/color/image_raw object_mask:=/sam/mask
 """
@@ -25,14 +25,16 @@ PARAMETERS = {
     'model': 'folder of the model',
     'device': 'auto, cpu, cuda or cuda:N',
     'autostart': 'true: configure and activate the node when it starts; false: do not',
+    'use_sim_time': 'true: live in the time of /clock, of a simulator or `ros2 bag play --clock`',
 }
+SWITCHES = ('autostart', 'use_sim_time')
 
 
 def start_node(context):
     given = {name: LaunchConfiguration(name).perform(context) for name in PARAMETERS}
     overrides = {name: value for name, value in given.items() if value}
-    if 'autostart' in overrides:
-        overrides['autostart'] = overrides['autostart'].lower() in ('true', '1', 'yes')
+    for name in set(SWITCHES) & set(overrides):
+        overrides[name] = overrides[name].lower() in ('true', '1', 'yes')
     return [
         Node(
             package='mask2iv_ros',

@@ -118,7 +118,8 @@ class InteractionClient:
 
         Args:
             request: see `make_request` for the keywords that can be given instead.
-            timeout: seconds; None waits as long as the node is there.
+            timeout: seconds; None waits as long as a node is there, even if it was killed and started anew
+                meanwhile, which goes unnoticed for DDS's 20 seconds.
 
         Raises InteractionError, TimeoutError, or ConnectionError if the node leaves; see `generate_async`.
         """

@@ -13,20 +13,15 @@ from mask2iv_ros.ros.requests import INPUTS
 
 FOLDER = Path(__file__).parents[2] / 'launch'
 ARGUMENTS = {'params_file', 'namespace', 'model', 'device', 'autostart', 'log_level'}
+DEMO_ARGUMENTS = {'scene', 'seed', 'rate', 'rviz'}
 
 
-@pytest.mark.parametrize('name', ['mask2iv', 'demo'])
-def test_every_argument_has_a_default_and_a_description(name):
+@pytest.mark.parametrize(('name', 'more'), [('mask2iv', {'use_sim_time'}), ('demo', DEMO_ARGUMENTS)])
+def test_every_argument_has_a_default_and_a_description(name, more):
     source = PythonLaunchDescriptionSource(str(FOLDER / f'{name}.launch.py'))
     arguments = source.get_launch_description(launch.LaunchContext()).get_launch_arguments()
-    assert {argument.name for argument in arguments} >= ARGUMENTS | set(INPUTS)
+    assert {argument.name for argument in arguments} >= ARGUMENTS | set(INPUTS) | more
     assert all(argument.description and argument.default_value is not None for argument in arguments)
-
-
-def test_the_demo_takes_a_scene_and_its_number():
-    source = PythonLaunchDescriptionSource(str(FOLDER / 'demo.launch.py'))
-    arguments = source.get_launch_description(launch.LaunchContext()).get_launch_arguments()
-    assert {'scene', 'seed', 'rate', 'rviz'} <= {argument.name for argument in arguments}
 
 
 def test_arguments_reach_the_node_and_empty_ones_do_not(tmp_path):
