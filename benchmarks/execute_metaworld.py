@@ -226,7 +226,10 @@ def run(args) -> None:
         for camera in args.cameras
         if (task, camera, seed) not in done
     ]
-    options = [(out, row, *job, args.model, args.steps, args.samples, job[2] < args.videos) for job in jobs]
+    options = [
+        (out, row, *job, args.model, args.steps, args.samples, job[2] < args.first + args.videos)
+        for job in jobs
+    ]
     drop_cut_off_line(out / f'{row}.jsonl')
     with (out / f'{row}.jsonl').open('a') as file, tqdm(total=len(jobs), desc=row, unit='episode') as bar:
 

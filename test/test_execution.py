@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import cv2
+import imageio.v3 as iio
 import numpy as np
 import pytest
 
@@ -25,6 +26,7 @@ from mask2iv_ros.planning.execution import (
     random_hand_motion,
 )
 from mask2iv_ros.planning.rollout import MAX_REPLANS, Planned, execute
+from tiny_model import build_tiny_pipeline
 
 SIZE = (120, 160)
 GRIPPER = Gripper()
@@ -366,6 +368,27 @@ def test_a_stopped_benchmark_goes_on(benchmark, rows):
     lines = file.read_text().splitlines()
     assert lines[0] + '\n' == first
     assert [json.loads(line)['seed'] - json.loads(lines[0])['seed'] for line in lines] == [0, 1]
+
+
+@pytest.mark.parametrize('row', ['trajectory', 'video', 'one_stage'])
+def test_plans_of_a_model_are_played_and_filmed(benchmark, rows, tmp_path, row):
+    """Random weights, which plan nonsense: an episode is played to its end all the same."""
+    pipeline = build_tiny_pipeline()
+    if row == 'one_stage':
+        pipeline.register_modules(trajectory_unet=None)
+        pipeline.register_to_config(video_masks='none')
+    pipeline.save_pretrained(tmp_path / 'model')
+    args = arguments(rows, row)
+    args.model, args.samples, args.videos = str(tmp_path / 'model'), 2, 1
+    args.first, args.tasks = 3, ['hammer']  # which no chance solves
+    benchmark.run(args)
+    (line,) = [json.loads(text) for text in (rows / f'{row}.jsonl').read_text().splitlines()]
+    assert (line['success'], line['steps'], line['samples']) == (False, 500, 2)
+    assert line['cause'] is not None
+    assert 1 <= len(line['plans']) <= MAX_REPLANS + 1
+    frames = iio.imread(rows / 'videos' / f'{row}_hammer_corner2_3_failed.mp4', plugin='pyav')
+    assert frames.shape[1:] == (240, 640, 3)
+    assert len(frames) == 500 // benchmark.VIDEO_EVERY
 
 
 def test_episodes_of_another_model_are_refused(benchmark, tmp_path):
