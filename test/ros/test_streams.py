@@ -8,17 +8,21 @@ import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
+from mask2iv_ros import labels as lb
 from mask2iv_ros.ros.client import InteractionClient, InteractionError
 from mask2iv_ros.ros.conversions import write_image
 from mask2iv_ros.ros.received_plan import ReceivedPlan
 from ros_harness import HEIGHT, WIDTH, Peer, until
 
 NAMES = ('image', 'object_mask')
+EXTRAS = ('actor_mask', 'depth', 'camera_info')
 LEFT, RIGHT = ('/left/image', '/left/object_mask'), ('/right/rgb', '/right/segments')
+LEFT_WITH_EXTRAS = (*LEFT, *(f'/left/{name}' for name in EXTRAS))
 RATE = 30  # images a second, by their stamps
+PATIENCE = 3  # numbers that lie within `max_stamp_difference`, 0.1 s
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -51,7 +55,7 @@ def right():
 
 
 class NumberedCamera:
-    """Image and mask number i show i: the image its grey value, the mask its column.
+    """Number i of a stream shows i: the image its grey value, a mask its column, depth its centimetres.
 
     As a context manager it ends after use. Stamps never overlap those of a camera before.
     """
@@ -59,14 +63,14 @@ class NumberedCamera:
     begin = 0  # stamp of number 0, nanoseconds
 
     def __init__(
-        self, peer: Peer, client: InteractionClient, topics: tuple[str, str], reliability='reliable'
+        self, peer: Peer, client: InteractionClient, topics: tuple[str, ...], reliability='reliable'
     ):
         self.peer, self.client, self.frame_id = peer, client, f'{topics[0]}_frame'
         NumberedCamera.begin = max(peer.node.get_clock().now().nanoseconds, self.begin + 3 * 10**9)
         qos = QoSProfile(depth=50, reliability=ReliabilityPolicy[reliability.upper()])
         self.publishers = {
-            name: peer.node.create_publisher(Image, topic, qos)
-            for name, topic in zip(NAMES, topics, strict=True)
+            name: peer.node.create_publisher(CameraInfo if name == 'camera_info' else Image, topic, qos)
+            for name, topic in zip((*NAMES, *EXTRAS), topics, strict=False)
         }
 
     def __enter__(self):
@@ -75,28 +79,35 @@ class NumberedCamera:
             asked = publisher.qos_profile.reliability
             find = partial(self.peer.node.get_subscriptions_info_by_topic, publisher.topic_name)
             self.peer.spin_until(lambda: asked in [s.qos_profile.reliability for s in find()])  # noqa: B023
-        self.expect(0, before=lambda: self.publish(('image', 0), ('object_mask', 0)))
+        self.expect(0, before=lambda: self.publish(*((name, 0) for name in self.publishers)))
         return self
 
     def __exit__(self, *_):
         for publisher in self.publishers.values():
             self.peer.node.destroy_publisher(publisher)
 
-    def message(self, name: str, i: int) -> Image:
+    def message(self, name: str, i: int) -> Image | CameraInfo:
         stamp = self.begin + i * 10**9 // RATE
         header = Header(stamp=Time(sec=stamp // 10**9, nanosec=stamp % 10**9), frame_id=self.frame_id)
         if name == 'image':
             return write_image(np.full((HEIGHT, WIDTH), i, np.uint8), 'mono8', header)
+        if name == 'depth':
+            return write_image(np.full((HEIGHT, WIDTH), 0.5 + i / 100, np.float32), '32FC1', header)
+        if name == 'camera_info':
+            k = (100.0, 0.0, WIDTH / 2, 0.0, 100.0, HEIGHT / 2, 0.0, 0.0, 1.0)
+            return CameraInfo(header=header, width=WIDTH, height=HEIGHT, k=k)
         mask = np.zeros((HEIGHT, WIDTH), np.uint8)
-        mask[20:40, i : i + 15] = 1
+        rows = slice(20, 40) if name == 'object_mask' else slice(42, 55)
+        mask[rows, i : i + 15] = 1
         return write_image(mask, 'mono8', header)
 
     def publish(self, *messages: tuple[str, int]):
         for name, i in messages:
             self.publishers[name].publish(self.message(name, i))
 
-    def expect(self, i: int, before: Callable[[], None] = lambda: None):
+    def expect(self, i: int, before: Callable[[], None] = lambda: None, **more: int):
         """Ask until a plan starts from image i and its own mask, since messages take their time."""
+        wanted = {'image': i, 'object_mask': i, **more}
         seen = []
 
         def is_expected() -> bool:
@@ -106,18 +117,24 @@ class NumberedCamera:
             except InteractionError as error:  # nothing yet, or none that fit yet
                 seen.append(str(error))
                 return False
-            seen.append((plan.message.header.frame_id, *numbers(plan)))
-            return seen[-1] == (self.frame_id, i, i)
+            seen.append((plan.message.header.frame_id, numbers(plan)))
+            return seen[-1][0] == self.frame_id and wanted.items() <= seen[-1][1].items()
 
         try:
             until(is_expected, 15)
         except AssertionError:
-            pytest.fail(f'expected number {i} of {self.frame_id}, got {seen[-5:]}')
+            pytest.fail(f'expected {wanted} of {self.frame_id}, got {seen[-5:]}')
 
 
-def numbers(plan: ReceivedPlan) -> tuple[int, int]:
-    """Numbers of the image and of the mask that a plan starts from."""
-    return int(plan.video[0, 0, 0, 0]), int(np.flatnonzero(plan.labels[0].any(axis=0))[0])
+def numbers(plan: ReceivedPlan) -> dict[str, int]:
+    """The numbers of what a plan starts from."""
+    found = {'image': int(plan.video[0, 0, 0, 0])}
+    for name, label in (('object_mask', lb.OBJECT), ('actor_mask', lb.ACTOR)):
+        columns = np.flatnonzero((plan.labels[0] == label).any(axis=0))
+        found |= {name: int(columns[0])} if len(columns) else {}
+    if plan.path is not None:
+        found['depth'] = round(100 * (float(plan.path[0, 2]) - 0.5))
+    return found
 
 
 @pytest.mark.parametrize('seed', range(3))
@@ -157,4 +174,26 @@ def test_two_cameras_at_once_are_not_mixed_up(left, right, peer):
         one.expect(11)
         other.expect(44)
         plans = [client.generate_async(task='push', num_samples=2) for client in (left, right)]
-        assert [numbers(plan.result(30)) for plan in plans] == [(11, 11), (44, 44)]
+        started = [numbers(plan.result(30)) for plan in plans]
+        assert started == [{'image': i, 'object_mask': i} for i in (11, 44)]
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_damaged_streams_of_depth_and_actor_are_matched_too(left, peer, seed):
+    """An image that has its actor's mask and depth is preferred to one that is up to 0.1 s newer.
+
+    Comes last: once an actor's mask has come, a camera without one is refused.
+    """
+    rng = random.Random(seed)
+    kept = {'image': 0.9, 'object_mask': 0.9, 'actor_mask': 0.8, 'depth': 0.6}
+    sent = {name: {i for i in range(1, 40) if rng.random() < share} for name, share in kept.items()}
+    stream = [(i + rng.uniform(0, 5), name, i) for name in sent for i in sent[name]]
+    stream += [(at + rng.uniform(0, 5), name, i) for at, name, i in rng.sample(stream, 20)]
+    complete = sent['image'] & sent['object_mask'] & sent['actor_mask']
+    newest, with_depth = max(complete), max(complete & sent['depth'])
+    with NumberedCamera(peer, left, LEFT_WITH_EXTRAS) as camera:
+        camera.publish(*((name, i) for _, name, i in sorted(stream)))
+        if newest - with_depth <= PATIENCE:
+            camera.expect(with_depth, actor_mask=with_depth, depth=with_depth)
+        else:
+            camera.expect(newest, actor_mask=newest)
