@@ -3,20 +3,24 @@
     . scripts/env.sh && python benchmarks/soak.py
     python test/tiny_model.py tiny/ && python benchmarks/soak.py --model tiny/   # in a tenth of the time
 
-A camera publishes a small RGB-D scene all the time. Requests (trajectory only, two steps) go through the
-service and the action in turn; every 20th comes from a new client, every 25th is refused, and every 50th from
-a process that is killed before it has its answer. Results: benchmarks/results/soak.json and soak.png.
+A camera publishes a small RGB-D scene all the time, and a viewer hears every topic that shows a plan.
+Requests (two steps, every third with video) go through the service and the action in turn; every 20th comes
+from a new client, every 25th is refused, every 40th cancelled at its first feedback, and every 50th is of a
+process that is killed before it has its answer. Results: benchmarks/results/soak.json and soak.png.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import matplotlib
@@ -24,14 +28,27 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
+import rclpy
 from latency import camera
-from sensor_msgs.msg import CameraInfo, Image
+from nav_msgs.msg import Path as PathMessage
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from visualization_msgs.msg import MarkerArray
 
+from mask2iv_ros.msg import InteractionPlan
 from mask2iv_ros.ros.client import InteractionClient, InteractionError
 from mask2iv_ros.ros.conversions import write_image
 from mask2iv_ros.ros.node_process import NodeProcess
 
 HEIGHT, WIDTH = 120, 160
+SHOWN = {
+    'plan': InteractionPlan,
+    'object_path': PathMessage,
+    'markers': MarkerArray,
+    'mask_overlay': Image,
+    'video': Image,
+    'video/compressed': CompressedImage,
+}
 RESULTS = Path(__file__).parent / 'results'
 WARM_UP = 100  # requests until all that is kept on purpose is there: plans, answers, allocators' pools
 ASK_AND_HANG = """
@@ -58,6 +75,32 @@ def scene() -> dict[str, Image | CameraInfo]:
     }
 
 
+@contextlib.contextmanager
+def viewer():
+    """Hear what shows a plan, as RViz does; yields the number of messages of each topic."""
+    heard = Counter()
+    context = rclpy.Context()
+    rclpy.init(args=[], context=context)
+    node = rclpy.create_node('viewer', context=context)
+    for topic, kind in SHOWN.items():
+        count = lambda _, topic=topic: heard.update([topic])  # noqa: E731
+        node.create_subscription(kind, f'/mask2iv/{topic}', count, 5, raw=True)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+
+    def spin():
+        with contextlib.suppress(ExternalShutdownException):
+            executor.spin()
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    try:
+        yield heard
+    finally:
+        context.try_shutdown()
+        thread.join()
+
+
 def sample(pid: int) -> dict[str, float]:
     """Resident memory, threads and open files of a process, as Linux tells them."""
     process = Path('/proc', str(pid))
@@ -76,20 +119,31 @@ def ask(client: InteractionClient, number: int) -> str:
             said = process.stdout.readline()
             process.kill()
         return 'client killed' if said == b'asked\n' else 'client died before it asked'
-    fields = {'task': 'open the drawer', 'trajectory_only': True, 'num_inference_steps': 2}
+    fields = {'task': 'open the drawer', 'trajectory_only': number % 3 != 0, 'num_inference_steps': 2}
     if number % 25 == 0:
         try:
             client.generate(**fields, goal_pixel=(-5, 0))
         except InteractionError as error:
             return f'refused: {error.name}'
+    if number % 40 == 0:
+        fields['num_inference_steps'] = 50
+        try:
+            client.generate_async(**fields, on_feedback=lambda _: client.cancel()).result(120)
+            return 'answered before it was cancelled'
+        except InteractionError as error:
+            return error.name.lower()
     plan = client.generate(**fields) if number % 2 else client.generate_async(**fields).result(120)
     return 'answered' if plan.path is not None else 'answered without a path'
 
 
-def soak(count: int, log: Path, parameters: dict) -> list[dict]:
-    """One sample a request, of the node and of this process, which holds the client."""
+def soak(count: int, log: Path, parameters: dict) -> tuple[list[dict], Counter]:
+    """One sample a request, of the node and of this process with its client; and what a viewer heard."""
     samples = []
-    with NodeProcess('node', {'device': 'cpu', 'max_age': 30.0, **parameters}, log) as node, camera(scene()):
+    with (
+        NodeProcess('node', {'device': 'cpu', 'max_age': 30.0, **parameters}, log) as node,
+        camera(scene()),
+        viewer() as heard,
+    ):
         client = InteractionClient()
         client.wait_until_ready(600)
         for number in range(1, count + 1):
@@ -105,7 +159,7 @@ def soak(count: int, log: Path, parameters: dict) -> list[dict]:
             if number % 20 == 0:
                 print(number, samples[-1], flush=True)
         client.close()
-    return samples
+    return samples, heard
 
 
 def summarise(samples: list[dict]) -> dict:
@@ -136,7 +190,9 @@ def plot(samples: list[dict], path: Path):
     figure, (memory, counts) = plt.subplots(2, 1, figsize=(7, 5), sharex=True, layout='constrained')
     numbers = range(1, len(samples) + 1)
     memory.plot(numbers, [entry['rss_mib'] for entry in samples], label='node')
-    memory.plot(numbers, [entry['client']['rss_mib'] for entry in samples], label='client and camera')
+    memory.plot(
+        numbers, [entry['client']['rss_mib'] for entry in samples], label='clients, camera and viewer'
+    )
     memory.set_ylabel('resident memory, MiB')
     memory.set_ylim(0)
     memory.legend()
@@ -165,13 +221,14 @@ def main():
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         parameters = {'model': options.model} if options.model else {}
-        samples = soak(options.requests, Path(folder, 'node.log'), parameters)
+        samples, heard = soak(options.requests, Path(folder, 'node.log'), parameters)
     report = {
         'requests': options.requests,
         'model': Path(options.model).name if options.model else 'mask2iv-sim',
         'seconds': round(time.perf_counter() - start),
         'image': [WIDTH, HEIGHT],
         'warm_up_requests': WARM_UP,
+        'messages heard by a viewer': heard,
         **summarise(samples),
         'every 10th sample': samples[::10],
     }
