@@ -28,6 +28,10 @@ class ColourSegmenter:
 
 
 class Dynamics:
+    """Is wrong by `error` in every action; of the source's two, only the first changes."""
+
+    action_std = np.array([0.5, 0.0])
+
     def __init__(self, error):
         self.error = error
 
@@ -150,8 +154,10 @@ def test_actions_that_the_frames_do_not_show_fail():
     made = repainted(episode())
     assert values(made)['cycle_error'] != values(made)['cycle_error']  # nan: not measured
     assert values(made, inverse_dynamics=Dynamics(0.0))['cycle_error'] == 0
+    still = replace(made, actions=np.zeros_like(made.actions))
+    assert Thresholds().failures(values(still, inverse_dynamics=Dynamics(0.4))) == []
     found = values(made, inverse_dynamics=Dynamics(2.0))
-    assert found['cycle_error'] == pytest.approx(2 / np.sin(np.arange(40)).std(), rel=1e-3)
+    assert found['cycle_error'] == pytest.approx(2 / 0.5, rel=1e-3)  # in the source's spread
     assert Thresholds().failures(found) == ['cycle_error']
     assert Thresholds(cycle_error=None).failures(found) == []
 
@@ -163,14 +169,24 @@ def test_the_worst_camera_counts():
     assert found['object_permanence'] == values(bad)['object_permanence'] < 0.5
 
 
-def test_where_nothing_can_be_measured_nothing_fails():
+def test_masks_without_an_actor_prove_nothing_and_fail():
+    clip = episode()
+    clip.frames[clip.labels == lb.ACTOR] = 100
+    clip.labels[clip.labels == lb.ACTOR] = lb.BACKGROUND
+    found = values(repainted(clip), clip)
+    assert np.isnan([found['actor_iou'], found['actor_centroid']]).all()
+    assert Thresholds().failures(found) == ['actor_iou', 'actor_centroid']
+    assert Thresholds(actor_iou=None, actor_centroid=None).failures(found) == []
+
+
+def test_where_nothing_else_can_be_measured_nothing_fails():
     clip = repainted(episode(length=16))
     grey = np.full_like(clip.frames, 90)
     empty = replace(clip, frames=grey, labels=np.zeros_like(clip.labels))
     found = measure({'front': empty}, {'front': empty}, ColourSegmenter())
     for gate in ('actor_iou', 'actor_centroid', 'object_permanence', 'seam_jump', 'cycle_error'):
         assert np.isnan(found[gate])
-    assert Thresholds(near_duplicate=None).failures(found) == []
+    assert Thresholds(actor_iou=None, actor_centroid=None, near_duplicate=None).failures(found) == []
 
 
 def test_seams_are_where_windows_meet():

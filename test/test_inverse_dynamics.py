@@ -77,7 +77,7 @@ def tiny_network(chunk=3, **config) -> InverseDynamicsModel:
     numbers |= {f'{name}_std': [1.0, 1.0] for name in ('action', 'state')}
     numbers |= {'action_min': [-9.0, -9.0], 'action_max': [9.0, 9.0]}
     return InverseDynamicsModel(
-        image_size=SIZE, fps=10.0, chunk=chunk, sample_size=(32, 48), **{**numbers, **config}
+        image_size=SIZE, chunk=chunk, sample_size=(32, 48), **{'fps': 10.0, **numbers, **config}
     )
 
 
@@ -160,7 +160,7 @@ def test_inputs_say_what_is_looked_at(inverse_dynamics):
         (lambda c: {'front': replace(c, frames=c.frames[:, 4:], labels=c.labels[:, 4:])}, '64, 96', '60, 96'),
         (lambda c: {'front': replace(c, actions=c.actions[:, :1])}, 'numbers in actions 2', 'got 1'),
         (lambda c: {'front': replace(c, states=c.states[:, :1])}, 'numbers in states 2', 'got 1'),
-        (lambda c: {'front': replace(c, fps=30.0)}, 'frames a second 10.0', 'got 30.0'),
+        (lambda c: {'front': replace(c, fps=30.0)}, 'frames a second 10,', 'got 30'),
         (lambda c: {'front': replace(c, labels=None)}, 'expected masks', 'got none'),
     ],
 )  # fmt: skip
@@ -171,6 +171,18 @@ def test_another_dataset_is_refused_with_what_came_and_what_was_expected(
         inverse_dynamics.actions(change(episode(3)))
     assert expected in str(refused.value)
     assert got in str(refused.value)
+
+
+def test_rates_that_lerobot_stores_alike_are_alike(inverse_dynamics):
+    clip = episode(3)
+    inverse_dynamics.check({'front': replace(clip, fps=9.99)})
+    fractional = InverseDynamics(tiny_network(fps=9.99))
+    fractional.check({'front': clip})
+
+
+def test_an_action_that_never_changes_has_no_spread():
+    told = InverseDynamics(tiny_network(action_std=[2.0, 1.0], action_min=[-9.0, 5.0], action_max=[9.0, 5.0]))
+    assert told.action_std.tolist() == [2.0, 0.0]
 
 
 def test_a_folder_without_a_model_is_named(tmp_path):

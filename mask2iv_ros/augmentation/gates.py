@@ -2,6 +2,7 @@
 
 Everything is measured at the segmenter's size, on the masks seen in the generated frames, and reported for
 the worst camera. A value is nan where there is nothing to measure, such as seams in a clip of one window.
+That no actor is asked for is no such case: masks without one prove nothing of the actions.
 """
 
 from __future__ import annotations
@@ -34,13 +35,21 @@ Views = Mapping[str, InteractionClip]
 class InverseDynamics(Protocol):
     """What reads actions off an episode."""
 
+    #: (A,) standard deviation of each action in the source; 0 where it never changes.
+    action_std: np.ndarray
+
     def actions(self, views: Views, inputs: str) -> tuple[np.ndarray, np.ndarray | None]:
         """(T, A) float32 actions and (T, S) float32 states, or None."""
+
+    def check(self, views: Views, inputs: str) -> None:
+        """Raise ValueError for an episode that it cannot read."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The least or the most that passes; None switches a gate off. nan passes: there was nothing to measure.
+    """The least or the most that passes; None switches a gate off.
+
+    nan passes, as there was nothing to measure; but not in the gates of `MUST_BE_MEASURED`.
 
     The defaults were set on simulated episodes (`benchmarks/gate_calibration.py`) at 128 x 160.
 
@@ -82,14 +91,19 @@ class Thresholds:
             if gate.name not in values:
                 raise ValueError(f'values: expected one of {gate.name}, got {sorted(values)}')
             value = values[gate.name]
-            below = gate.name in AT_LEAST
-            if not np.isnan(value) and (value < threshold if below else value > threshold):
+            if np.isnan(value):
+                fails = gate.name in MUST_BE_MEASURED
+            else:
+                fails = value < threshold if gate.name in AT_LEAST else value > threshold
+            if fails:
                 failed.append(gate.name)
         return failed
 
 
 #: Gates whose value must not be below the threshold; that of the others must not be above.
 AT_LEAST = frozenset({'actor_iou', 'object_permanence', 'near_duplicate', 'sharpness'})
+#: Gates that nan fails: whether the actor moves as the actions say is what an episode is gated for.
+MUST_BE_MEASURED = frozenset({'actor_iou', 'actor_centroid'})
 
 
 def measure(
@@ -139,6 +153,11 @@ class Gates:
     segmenter: Segmenter
     inverse_dynamics: InverseDynamics | None = None
     window: int | None = 16
+
+    def check(self, views: Views) -> None:
+        """Raise ValueError where inverse dynamics was trained on other episodes than those like `views`."""
+        if self.inverse_dynamics is not None:
+            self.inverse_dynamics.check(views, 'frames')
 
     def __call__(self, source: Views, views: Views, others: Sequence[Views] = ()) -> dict[str, float]:
         return measure(source, views, self.segmenter, others, self.inverse_dynamics, self.window)
@@ -297,9 +316,9 @@ def sharpness(frames: np.ndarray, labels: np.ndarray) -> float:
 
 
 def cycle_error(views: Views, inverse_dynamics: InverseDynamics) -> float:
-    """Mean absolute difference of actions read off an episode and those written, in their own spread.
+    """Mean absolute difference of actions read off an episode and those written, in the source's spread.
 
-    Each action's difference is divided by its standard deviation over the episode; one that never changes
+    Each action's difference is divided by its standard deviation in the source; one that never changes there
     does not count. nan where no actions are written, or none changes.
     """
     written = next(iter(views.values())).actions
@@ -308,8 +327,8 @@ def cycle_error(views: Views, inverse_dynamics: InverseDynamics) -> float:
     read, _ = inverse_dynamics.actions(views, 'frames')  # the masks are those asked for: they prove nothing
     if read.shape != written.shape:
         raise ValueError(f'inverse_dynamics: expected actions {written.shape}, got {read.shape}')
-    spread = written.std(axis=0)
-    moving = spread > 1e-6
-    if not moving.any():
+    spread = inverse_dynamics.action_std
+    changing = spread > 0
+    if not changing.any():
         return float('nan')
-    return float((np.abs(read - written).mean(axis=0)[moving] / spread[moving]).mean())
+    return float((np.abs(read - written).mean(axis=0)[changing] / spread[changing]).mean())

@@ -192,8 +192,18 @@ class InverseDynamics:
         """What it looks through; an episode may have more."""
         return tuple(self.model.config.cameras)
 
+    @property
+    def action_std(self) -> np.ndarray:
+        """(A,) float64, the standard deviation of each action in the dataset; 0 where it never changes."""
+        config = self.model.config
+        changes = np.array(config.action_max) > np.array(config.action_min)
+        return np.where(changes, config.action_std, 0.0)
+
     def check(self, views: Mapping[str, InteractionClip], inputs: str = 'both') -> None:
-        """Raise ValueError for an episode that is not like those of the dataset it was trained on."""
+        """Raise ValueError for an episode that is not like those of the dataset it was trained on.
+
+        Rates are compared as whole frames a second: LeRobot stores no others, so a copy has lost the rest.
+        """
         config = self.model.config
         if inputs not in INPUTS:
             raise ValueError(f'inputs: expected one of {INPUTS}, got {inputs!r}')
@@ -207,7 +217,7 @@ class InverseDynamics:
         for camera in self.cameras:
             clip = views[camera]
             found = {'image size': (clip.frames.shape[1:3], tuple(config.image_size))}
-            found['frames a second'] = (clip.fps, config.fps)
+            found['frames a second'] = (round(clip.fps), round(config.fps))
             for name, mean in (('actions', config.action_mean), ('states', config.state_mean)):
                 if (values := getattr(clip, name)) is not None:
                     found[f'numbers in {name}'] = (values.shape[1], len(mean))
