@@ -106,7 +106,7 @@ def main() -> None:
         client.wait_until_ready(120)
         robot = TopicRobot(rclpy.create_node('replan_latency'))
         for samples in options.samples:
-            policy = Planned(service_planner(client, TASK, samples), arm, colour=True)
+            policy = Planned(service_planner(client, robot, TASK, samples), arm, colour=True)
             runs = []
             for run in range(options.runs + 1):
                 for _ in range(STEPS_BETWEEN):

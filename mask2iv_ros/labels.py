@@ -55,9 +55,10 @@ def rgb_to_labels(colours: np.ndarray, threshold: float = 127.5) -> np.ndarray:
     Each pixel takes the label of its strongest channel if that channel is above `threshold`, so colours that
     a decoder blurred still give exactly one label a pixel.
     """
-    strongest = colours.argmax(axis=-1)
-    labels = np.take(np.array([OBJECT, ACTOR, PART], dtype=np.uint8), strongest)
-    labels[colours.max(axis=-1) <= threshold] = BACKGROUND
+    red, green, blue = np.moveaxis(colours, -1, 0)
+    labels = np.where(green >= blue, np.uint8(ACTOR), np.uint8(PART))
+    labels[(red >= green) & (red >= blue)] = OBJECT
+    labels[(red <= threshold) & (green <= threshold) & (blue <= threshold)] = BACKGROUND
     return labels
 
 
@@ -138,5 +139,9 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 def overlay(frames: np.ndarray, labels: np.ndarray, alpha: float = 0.45) -> np.ndarray:
     """Blend label colours over (..., H, W, 3) uint8 frames; background pixels stay as they are."""
-    blended = frames * (1 - alpha) + labels_to_rgb(labels) * alpha
-    return np.where((labels != BACKGROUND)[..., None], blended, frames).astype(np.uint8)
+    blended = frames.copy()
+    check_labels(labels)
+    for label in (OBJECT, ACTOR, PART):
+        painted = labels == label
+        blended[painted] = frames[painted] * (1 - alpha) + COLOURS[label] * alpha
+    return blended

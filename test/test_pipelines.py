@@ -75,7 +75,7 @@ def test_the_vae_sees_a_bounded_number_of_pixels_at_once(pipeline, monkeypatch):
 
 
 def test_samples_of_one_request_share_what_is_encoded(scene):
-    """One text, once for all calls; one frame, mask and video frame a stage, but the masks of each sample."""
+    """A text once for all calls; stage 1 a frame and a mask, stage 2 a frame and all masks."""
     pipeline = build_tiny_pipeline()
     pipeline.set_progress_bar_config(disable=True)
     texts, images = [], []
@@ -85,7 +85,7 @@ def test_samples_of_one_request_share_what_is_encoded(scene):
     for _ in range(2):
         pipeline(**samples, task='open the drawer', generator=[seeded(i) for i in range(3)])
     assert texts == [['open the drawer'], ['']]
-    assert images == [1, 1, 1, 3 * 8] * 2
+    assert images == [2, 1, 3 * 8] * 2
 
 
 def test_same_seed_gives_the_same_answer_and_another_seed_another(pipeline, scene):

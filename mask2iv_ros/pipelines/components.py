@@ -52,12 +52,16 @@ def encode_images(vae, images: np.ndarray, device: torch.device) -> torch.Tensor
 def decode_latents(vae, latents: torch.Tensor) -> np.ndarray:
     """Scaled latents (B, C, T, h, w) -> (B, T, H, W, 3) uint8 images, each frame on its own.
 
+    A batch of equal clips is decoded once, as it is encoded.
+
     Raises:
         FloatingPointError: a latent is not finite, which would become an even grey.
     """
     if not torch.isfinite(latents).all():
         raise FloatingPointError('the model gave numbers that are not finite: are its weights damaged?')
     batch, _, frames = latents.shape[:3]
+    if batch > 1 and (latents[1:] == latents[:1]).all():
+        return decode_latents(vae, latents[:1]).repeat(batch, axis=0)
     flat = latents.transpose(1, 2).flatten(0, 1).to(vae.dtype) / vae.config.scaling_factor
     count = max(1, VAE_PIXELS // (flat.shape[-2:].numel() * vae_factor(vae) ** 2))
     images = np.concatenate([tensor_to_images(vae.decode(part).sample) for part in flat.split(count)])
@@ -75,11 +79,13 @@ def keep_observed(decoded: np.ndarray, decoded_first: np.ndarray, observed: np.n
         decoded_first: (B, H, W, 3) uint8, the observed frame encoded and decoded.
         observed: (B, H, W, 3) uint8 observed frame.
     """
-    first = decoded_first[:, None].astype(np.int16)
-    change = np.abs(decoded - first).max(axis=-1, keepdims=True)
     low, high = CHANGE_RANGE
-    unchanged = np.clip((high - change) / (high - low), 0, 1)
-    return np.clip(decoded + unchanged * (observed[:, None] - first), 0, 255).round().astype(np.uint8)
+    decoded, first = np.ascontiguousarray(decoded), np.ascontiguousarray(decoded_first)[:, None]
+    change = (np.maximum(decoded, first) - np.minimum(decoded, first)).max(axis=-1)
+    unchanged = np.clip((high - np.arange(256, dtype=np.float32)) / (high - low), 0, 1)
+    frames = unchanged[change][..., None] * (observed[:, None].astype(np.float32) - first)
+    frames += decoded
+    return np.clip(frames, 0, 255, out=frames).round(out=frames).astype(np.uint8)
 
 
 def encode_text(pipeline, texts: list[str]) -> torch.Tensor:

@@ -264,12 +264,12 @@ class InteractionVideoPipeline(DiffusionPipeline):
         if output_type == 'latent':
             frames = latents
         else:
+            later, first = latents[:, :, 1:], first.unsqueeze(2)
             if self.config.residual_scale is None:
-                frames = decode_latents(self.vae, latents)
+                frames = decode_latents(self.vae, later)
             else:
-                latents = latents / self.config.residual_scale + first.unsqueeze(2)
-                decoded = decode_latents(self.vae, torch.cat([first.unsqueeze(2), latents], dim=2))
-                frames = keep_observed(decoded[:, 1:], decoded[:, 0], image)
-            frames[:, 0] = image
+                frames = decode_latents(self.vae, later / self.config.residual_scale + first)
+                frames = keep_observed(frames, decode_latents(self.vae, first)[:, 0], image)
+            frames = np.concatenate([image[:, None], frames], axis=1)
         self.maybe_free_model_hooks()
         return InteractionVideoPipelineOutput(frames=frames) if return_dict else (frames,)

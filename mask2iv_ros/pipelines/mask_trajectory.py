@@ -112,7 +112,7 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
             raise ValueError(f'task: expected one text or {len(image)}, got {len(task)}')
 
     def latents_to_labels(self, latents: torch.Tensor, first: torch.Tensor, labels: np.ndarray) -> np.ndarray:
-        """Decode UNet-space latents (B, C, T, h, w) to (B, T, H, W) label images.
+        """Decode UNet-space latents (B, C, T, h, w) of any frames to (B, T, H, W) label images.
 
         `labels` (B, H, W) are the first label images and `first` (B, C, h, w) their latents, to which
         residual targets are relative. A pixel of a residual target whose decoded label is that of the decoded
@@ -120,11 +120,9 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
         """
         if self.config.residual_scale is None:
             return lb.rgb_to_labels(decode_latents(self.vae, latents))
-        latents = torch.cat(
-            [first.unsqueeze(2), latents / self.config.residual_scale + first.unsqueeze(2)], dim=2
-        )
-        decoded = lb.rgb_to_labels(decode_latents(self.vae, latents))
-        first_decoded, decoded, observed = decoded[:, :1], decoded[:, 1:], labels[:, None]
+        first, observed = first.unsqueeze(2), labels[:, None]
+        first_decoded = lb.rgb_to_labels(decode_latents(self.vae, first))
+        decoded = lb.rgb_to_labels(decode_latents(self.vae, latents / self.config.residual_scale + first))
         keep = decoded == first_decoded
         for label in (lb.OBJECT, lb.ACTOR, lb.PART):
             # Not a rim that the VAE lost in frame 0 already, when the mask beside it has moved away.
@@ -178,11 +176,9 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
         device = self._execution_device
 
         # 2. Encode first frame, first mask, goal, text
-        def encode(images: np.ndarray) -> torch.Tensor:
-            return encode_images(self.vae, images[:, None], device)[:, :, 0]
-
-        image_latents, first = encode(image), encode(lb.labels_to_rgb(labels))
-        goal_latents = None if goal is None else encode(lb.labels_to_rgb(goal))
+        seen = [image, *(lb.labels_to_rgb(masks) for masks in (labels, goal) if masks is not None)]
+        image_latents, first, *goals = encode_images(self.vae, np.stack(seen, axis=1), device).unbind(2)
+        goal_latents = goals[0] if goals else None
         tasks = [task] * len(image) if isinstance(task, str) else list(task)
         text_tokens = encode_text(self, tasks).to(self.unet.dtype)
         image_tokens = encode_first_frame(self, image, image_latents)
@@ -235,7 +231,7 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
         if output_type == 'latent':
             predicted = latents
         else:
-            predicted = self.latents_to_labels(latents, first, labels)
-            predicted[:, 0] = labels
+            later = self.latents_to_labels(latents[:, :, 1:], first, labels)
+            predicted = np.concatenate([labels[:, None], later], axis=1)
         self.maybe_free_model_hooks()
         return MaskTrajectoryPipelineOutput(labels=predicted) if return_dict else (predicted,)

@@ -125,7 +125,6 @@ def generate_plans(
     meaning = PERMANENCE if count == 1 else AGREEMENT
     scores = [object_permanence(trajectories[0])] if count == 1 else sample_agreement(trajectories)
     for i, trajectory in enumerate(trajectories):
-        trajectory[0] = labels  # without residual targets, stage 1 decodes frame 0 too
         restored = framing.restore_labels(trajectory)
         restored[0] = request.labels
         frames = None

@@ -119,7 +119,8 @@ class InteractionClient:
         Args:
             request: see `make_request` for the keywords that can be given instead.
             timeout: seconds; None waits as long as a node is there, even if it was killed and started anew
-                meanwhile, which goes unnoticed for DDS's 20 seconds.
+                meanwhile, which goes unnoticed for DDS's 20 seconds. After a timeout the node still makes
+                the plan; `generate_async` can be cancelled.
 
         Raises InteractionError, TimeoutError, or ConnectionError if the node leaves; see `generate_async`.
         """
@@ -227,7 +228,12 @@ class InteractionClient:
         return answer.dataset_path, list(answer.episode_indices)
 
     def close(self):
-        """Stop the thread and leave the graph; futures that still wait get a RuntimeError."""
+        """Stop the thread and leave the graph; futures that still wait get a RuntimeError.
+
+        Raises RuntimeError in that thread, for example in `on_feedback`: it cannot wait for its own end.
+        """
+        if threading.current_thread() is self._thread:
+            raise RuntimeError('close() was called by a callback of the client, expected another thread')
         if not self._context.ok():
             return
         self._context.try_shutdown()

@@ -177,8 +177,7 @@ class ModelWorker:
         pipeline = load_pipeline(model, device, low_memory=low_memory)
         pipeline.set_progress_bar_config(disable=True)
         device = str(pipeline._execution_device)  # `device` is where offloaded networks wait
-        if device.startswith('cuda'):  # on a CPU the first call is as fast as the others
-            warm_up(pipeline)
+        warm_up(pipeline)
         self._pipeline, self.device, self.model_name = pipeline, device, pipeline.config.name
 
     def _free(self):

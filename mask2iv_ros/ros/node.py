@@ -36,6 +36,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import (
+    DurabilityPolicy,
     QoSCompatibility,
     QoSPolicyKind,
     QoSProfile,
@@ -112,7 +113,7 @@ class Mask2IVNode(LifecycleNode):
         self._last_request = 'none'
         self._active_since = 0.0
         self._last_error = ''
-        self._no_path = ''
+        self._no_path = self._no_actor = ''
         self._load_error = ''
         self._freeing: Future | None = None
         self._player = PlanPlayer(self)
@@ -165,7 +166,7 @@ class Mask2IVNode(LifecycleNode):
         """Listen to the input topics and accept requests."""
         self._buffer = PerceptionBuffer(self._value('buffer_size'))
         for name in INPUTS:
-            self._subscribe(name, ReliabilityPolicy.BEST_EFFORT)
+            self._subscribe(name, ReliabilityPolicy.BEST_EFFORT, DurabilityPolicy.VOLATILE)
         self._adapt_inputs()
         self._active_since = time.monotonic()
         self._enter('active')
@@ -286,7 +287,7 @@ class Mask2IVNode(LifecycleNode):
 
     # Input topics
 
-    def _subscribe(self, name: str, reliability: ReliabilityPolicy):
+    def _subscribe(self, name: str, reliability: ReliabilityPolicy, durability: DurabilityPolicy):
         if name in self._inputs:
             self.destroy_subscription(self._inputs[name])
         self._inputs[name] = self.create_subscription(
@@ -294,7 +295,7 @@ class Mask2IVNode(LifecycleNode):
             name,
             partial(self._on_input, name),
             # A new profile each time: overrides are written into it.
-            QoSProfile(depth=5, reliability=reliability),
+            QoSProfile(depth=5, reliability=reliability, durability=durability),
             qos_overriding_options=QoSOverridingOptions((QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH)),
             event_callbacks=SubscriptionEventCallbacks(
                 incompatible_qos=lambda _: self._adapt_inputs(), use_default_callbacks=False
@@ -306,7 +307,8 @@ class Mask2IVNode(LifecycleNode):
         """Ask each input's publishers for what they offer: reliable if all are, best effort otherwise.
 
         Best effort alone connects to every publisher, but Fast DDS then loses most images of VGA size. Where
-        the reliability is not ours to choose, a publisher can be incompatible, which is reported.
+        the reliability is not ours to choose, a publisher can be incompatible, which is reported. Where all
+        are latched, as calibrations often are, what was published before is asked for too.
         """
         if self._inputs:  # active
             self._frames.listen(self._value('path_frame'), self._value('gravity_frame'))
@@ -319,8 +321,12 @@ class Mask2IVNode(LifecycleNode):
                 )
                 wanted = 'reliable' if is_reliable else 'best_effort'
             reliability = ReliabilityPolicy[wanted.upper()]
-            if subscription.qos_profile.reliability != reliability:
-                self._subscribe(name, reliability)
+            latched = [offer.durability == DurabilityPolicy.TRANSIENT_LOCAL for offer in offers]
+            is_latched = reliability == ReliabilityPolicy.RELIABLE and latched and all(latched)
+            durability = DurabilityPolicy.TRANSIENT_LOCAL if is_latched else DurabilityPolicy.VOLATILE
+            asked = subscription.qos_profile
+            if (asked.reliability, asked.durability) != (reliability, durability):
+                self._subscribe(name, reliability, durability)
             self._report_incompatible(name, offers)
 
     def _report_incompatible(self, name: str, offers: list[QoSProfile]):
@@ -464,7 +470,9 @@ class Mask2IVNode(LifecycleNode):
         self._worker.submit(job, self._value('max_queue'))
         if observation.no_path and observation.no_path != self._no_path:
             self.get_logger().info(f'No 3-D path: {observation.no_path}')
-        self._no_path = observation.no_path
+        if observation.no_actor and not self._no_actor:
+            self.get_logger().warning(f'No actor_mask: {observation.no_actor}')
+        self._no_path, self._no_actor = observation.no_path, observation.no_actor
         return job
 
     def _demands(self) -> Demands:

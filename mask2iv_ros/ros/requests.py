@@ -56,6 +56,7 @@ class Observation:
         header: stamp and frame of the camera image.
         geometry: depth, float32 and 0 where invalid, and calibration; None if they do not fit the image.
         no_path: why there can be no 3-D path, '' if there can.
+        no_actor: why an actor mask that was received once is not used, '' if it is or there is none.
         buffer_time: seconds spent on choosing and reading messages.
     """
 
@@ -63,6 +64,7 @@ class Observation:
     header: Header
     geometry: Geometry | None
     no_path: str
+    no_actor: str
     buffer_time: float
 
 
@@ -84,7 +86,7 @@ def read_request(
     """
     start = time.perf_counter()
     numbers = _read_numbers(message, limits)
-    messages = _choose_messages(message, buffer, limits, now, source)
+    messages, no_actor = _choose_messages(message, buffer, limits, now, source)
     image = messages['image']
     pixels = image.width * image.height
     if not pixels:
@@ -118,7 +120,7 @@ def read_request(
     )
     check_request(request)
     geometry = _read_geometry(messages, request.object_mask, limits.rectified)
-    return Observation(request, image.header, *geometry, time.perf_counter() - start)
+    return Observation(request, image.header, *geometry, no_actor, time.perf_counter() - start)
 
 
 def _read_numbers(message: InteractionRequest, limits: Limits) -> dict[str, int]:
@@ -143,10 +145,14 @@ def _choose_messages(
     limits: Limits,
     now: int,
     source: Callable[[str], str],
-) -> dict[str, Image | CameraInfo]:
+) -> tuple[dict[str, Image | CameraInfo], str]:
     """The request's own images, completed from the topics with those that are closest in stamp.
 
     The request's own image is completed only with what must be there (the object mask) or fits its stamp.
+    An actor mask is not asked for any more once its topic has been silent for longer than `max_age`.
+
+    Returns:
+        The messages, and why the actor mask of the topic is not among them.
     """
     own = {
         name: getattr(message, name)
@@ -165,6 +171,13 @@ def _choose_messages(
             raise InvalidRequest(code, f'no {name} in the request and none received yet on {source(name)}')
 
     missing = [name for name in ('object_mask', 'actor_mask') if name not in own]
+    oldest = now - round(limits.max_age * 1e9) if limits.max_age else 0
+    no_actor = ''
+    actor = buffer.newest('actor_mask')
+    if 'image' not in own and 'actor_mask' in missing and actor and actor.stamp < oldest:
+        missing.remove('actor_mask')
+        silence = (now - actor.stamp) / 1e9
+        no_actor = f'the newest on {source("actor_mask")} is {silence:.1f} s old, more than max_age'
     if 'image' in own:
         stamp = own['image'].header.stamp
         reference = stamp.sec * 1_000_000_000 + stamp.nanosec
@@ -172,7 +185,6 @@ def _choose_messages(
         if not reference:  # it cannot be matched, so the caller takes the newest mask for what it shows
             chosen = {name: buffer.newest(name) for name in missing if name == 'object_mask'}
     else:
-        oldest = now - round(limits.max_age * 1e9) if limits.max_age else 0
         tolerance = round(limits.max_stamp_difference * 1e9)
         chosen, _ = buffer.matching('image', missing, tolerance, oldest)
         with_depth, spread = buffer.matching('image', [*missing, 'depth'], tolerance, oldest)
@@ -194,6 +206,7 @@ def _choose_messages(
         if name in chosen and difference(chosen[name]) > limits.max_stamp_difference:
             if name == 'actor_mask' and 'image' in own:
                 del chosen[name]
+                no_actor = f'none on {source(name)} is of the time of the image'
                 continue
             raise InvalidRequest(
                 'STALE_INPUT',
@@ -217,7 +230,8 @@ def _choose_messages(
                     f'{messages[name].header.frame_id!r}, the image of {own["image"].header.frame_id!r}',
                 )
             del messages[name]
-    return messages
+            no_actor = f'that of {source(name)} is of another frame than the image'
+    return messages, no_actor
 
 
 def _other_frame(message: Image | CameraInfo, image: Image) -> bool:

@@ -186,6 +186,25 @@ def test_closing_ends_what_still_waits(server, peer):
     peer.spin_for(0.5)
 
 
+def test_closing_in_a_callback_is_refused_and_changes_nothing(client, server, peer):
+    refused = []
+
+    def on_feedback(_):
+        with pytest.raises(RuntimeError, match='by a callback of the client') as refusal:
+            client.close()
+        refused.append(refusal)
+
+    def execute(goal):
+        goal.publish_feedback(GenerateInteraction.Feedback())
+        return answer(goal)
+
+    server.execute = execute
+    plans = client.generate_async(task='push', on_feedback=on_feedback)
+    peer.spin_until(plans.done)
+    assert plans.result().message.task == 'push'
+    until(lambda: refused)
+
+
 def test_a_server_that_fails_is_an_error(client, server, peer):
     def fail(goal):
         raise ValueError('broken server')

@@ -12,7 +12,7 @@ from rcl_interfaces.srv import DescribeParameters
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from mask2iv_ros.msg import InteractionRequest
+from mask2iv_ros.msg import InteractionRequest, MaskTrajectory
 from mask2iv_ros.ros.client import InteractionError, make_request
 from mask2iv_ros.ros.conversions import write_image
 from mask2iv_ros.srv import GenerateInteraction
@@ -137,6 +137,20 @@ def test_an_old_image(client, camera, scene_messages):
     time.sleep(2.5)  # what other tests published is too old too
     camera.publish(age=60, **scene_messages)
     refused(client, 'STALE_INPUT', 'image', '60', 'at most 2.0', 'max_age', task='push')
+
+
+def test_an_actor_mask_whose_topic_fell_silent_is_done_without(client, camera, node, scene_messages):
+    def has_actor() -> bool:
+        camera.publish(**copy.deepcopy(scene_messages))  # publishing stamps them
+        return (client.generate(task='push').labels[0] == MaskTrajectory.ACTOR).any()
+
+    time.sleep(5)  # after its activation a node waits for inputs, and images grow old
+    assert has_actor()
+    del scene_messages['actor_mask']
+    assert has_actor()  # it may only be late: the older image, whose actor is known, is planned on
+    time.sleep(2)
+    assert not has_actor()
+    node.wait_for('No actor_mask: the newest on /actor_mask (1 publisher) is ')
 
 
 def test_a_mask_of_another_size_on_its_topic(client, camera, scene_messages):

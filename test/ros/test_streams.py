@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
@@ -17,10 +17,9 @@ from mask2iv_ros.ros.conversions import write_image
 from mask2iv_ros.ros.received_plan import ReceivedPlan
 from ros_harness import HEIGHT, WIDTH, Peer, until
 
-NAMES = ('image', 'object_mask')
-EXTRAS = ('actor_mask', 'depth', 'camera_info')
-LEFT, RIGHT = ('/left/image', '/left/object_mask'), ('/right/rgb', '/right/segments')
-LEFT_WITH_EXTRAS = (*LEFT, *(f'/left/{name}' for name in EXTRAS))
+LEFT = {name: f'/left/{name}' for name in ('image', 'object_mask')}
+LEFT_WITH_EXTRAS = LEFT | {name: f'/left/{name}' for name in ('actor_mask', 'depth', 'camera_info')}
+RIGHT = {'image': '/right/rgb', 'object_mask': '/right/segments'}
 RATE = 30  # images a second, by their stamps
 PATIENCE = 3  # numbers that lie within `max_stamp_difference`, 0.1 s
 
@@ -32,7 +31,7 @@ def nodes(start_node, tiny_model):
         start_node(model=tiny_model, remaps={'__ns': '/left'}, max_age=60.0, num_inference_steps=1),
         start_node(
             model=tiny_model,
-            remaps={'__node': 'right', **dict(zip(NAMES, RIGHT, strict=True))},
+            remaps={'__node': 'right', **RIGHT},
             max_age=60.0,
             num_inference_steps=1,
             low_memory='true',
@@ -62,15 +61,13 @@ class NumberedCamera:
 
     begin = 0  # stamp of number 0, nanoseconds
 
-    def __init__(
-        self, peer: Peer, client: InteractionClient, topics: tuple[str, ...], reliability='reliable'
-    ):
-        self.peer, self.client, self.frame_id = peer, client, f'{topics[0]}_frame'
+    def __init__(self, peer: Peer, client: InteractionClient, topics: dict[str, str], reliability='reliable'):
+        self.peer, self.client, self.frame_id = peer, client, f'{topics["image"]}_frame'
         NumberedCamera.begin = max(peer.node.get_clock().now().nanoseconds, self.begin + 3 * 10**9)
         qos = QoSProfile(depth=50, reliability=ReliabilityPolicy[reliability.upper()])
         self.publishers = {
             name: peer.node.create_publisher(CameraInfo if name == 'camera_info' else Image, topic, qos)
-            for name, topic in zip((*NAMES, *EXTRAS), topics, strict=False)
+            for name, topic in topics.items()
         }
 
     def __enter__(self):
@@ -169,8 +166,8 @@ def test_a_camera_may_restart_with_another_qos(left, reliability):
 
 def test_two_cameras_at_once_are_not_mixed_up(left, right, peer):
     with NumberedCamera(peer, left, LEFT) as one, NumberedCamera(peer, right, RIGHT) as other:
-        one.publish(*((name, 11) for name in NAMES))
-        other.publish(*((name, 44) for name in NAMES))
+        one.publish(*((name, 11) for name in LEFT))
+        other.publish(*((name, 44) for name in RIGHT))
         one.expect(11)
         other.expect(44)
         plans = [client.generate_async(task='push', num_samples=2) for client in (left, right)]
@@ -178,11 +175,22 @@ def test_two_cameras_at_once_are_not_mixed_up(left, right, peer):
         assert started == [{'image': i, 'object_mask': i} for i in (11, 44)]
 
 
+def test_a_calibration_that_was_latched_before_is_heard(right, peer):
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    camera = NumberedCamera(peer, right, RIGHT | {'depth': '/depth'})
+    publisher = peer.node.create_publisher(CameraInfo, '/camera_info', latched)
+    publisher.publish(camera.message('camera_info', 0))  # once, before the node knows of the publisher
+    with camera:
+        camera.publish(*((name, 7) for name in camera.publishers))
+        camera.expect(7, depth=7)
+    peer.node.destroy_publisher(publisher)
+
+
 @pytest.mark.parametrize('seed', range(3))
 def test_damaged_streams_of_depth_and_actor_are_matched_too(left, peer, seed):
     """An image that has its actor's mask and depth is preferred to one that is up to 0.1 s newer.
 
-    Comes last: once an actor's mask has come, a camera without one is refused.
+    Comes last: for `max_age` after an actor's mask, images without one are refused.
     """
     rng = random.Random(seed)
     kept = {'image': 0.9, 'object_mask': 0.9, 'actor_mask': 0.8, 'depth': 0.6}
