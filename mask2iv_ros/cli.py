@@ -556,7 +556,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command(segment, 'draw the masks of a dataset that has none: detection on a frame, then tracking')
     add_source(sub)
-    sub.add_argument('out', type=Path, help='LeRobot dataset with masks; a stopped run is continued')
+    sub.add_argument(
+        'out', type=Path, help='LeRobot dataset with masks, of one a full copy; a stopped run is continued'
+    )
     sub.add_argument('--camera', help='camera to segment; the first if left out')
     sub.add_argument('--actor', default='black robot gripper', help='what the actor looks like, in words')
     sub.add_argument('--objects', nargs='+', help='what the object is, in words; from the task if left out')

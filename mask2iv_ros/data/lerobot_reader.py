@@ -16,7 +16,7 @@ import numpy as np
 
 from mask2iv_ros.clip import Camera, InteractionClip
 from mask2iv_ros.data import lerobot as lr
-from mask2iv_ros.data.episodes import BadEpisode, Episode, EpisodeReader, UnknownLayout
+from mask2iv_ros.data.episodes import BadEpisode, Episode, EpisodeReader, UnknownLayout, files_id
 
 #: Frames. LeRobot's decoder decodes all from the first to the last that it is asked for, so wanted frames
 #: that lie farther apart are asked for one by one; below it, decoding is cheaper than opening the file again.
@@ -94,7 +94,7 @@ class LeRobotReader(EpisodeReader):
         rows = self.rows(index, [key for key in wanted if key in self.meta.features])
         if len(rows) != episode.length:
             raise BadEpisode(
-                f'{self._table_path(index)}: episode {index}: expected {episode.length} rows, got {len(rows)}'
+                f'{self.table_path(index)}: episode {index}: expected {episode.length} rows, got {len(rows)}'
             )
         if not np.array_equal(frames, np.arange(episode.length)):
             rows = rows.take(frames)
@@ -120,7 +120,7 @@ class LeRobotReader(EpisodeReader):
             source['frame_times'] = times[:, 0].tolist()
         contact, goal, point = array(lr.CONTACT_KEY), text(goal_key), text(lr.GOAL_POINT_KEY)
         calibration = json.loads(text(camera_key) or 'null')
-        has_depth = self.with_depth and depth_key in self.meta.video_keys
+        has_depth = self.with_depth and depth_key in {*self.meta.depth_keys} & {*self.meta.video_keys}
         if calibration:
             pose = calibration['cam_to_world']
             calibration = Camera(
@@ -140,11 +140,27 @@ class LeRobotReader(EpisodeReader):
             source=source,
         )
 
-    def _table_path(self, index: int) -> Path:
+    def table_path(self, index: int) -> Path:
+        """The file that has the rows of an episode."""
         row = self._row(index)
         return self.path / self.meta.data_path.format(
             chunk_index=row['data/chunk_index'], file_index=row['data/file_index']
         )
+
+    def _video_path(self, index: int, key: str) -> Path:
+        row = self._row(index)
+        return self.path / self.meta.video_path.format(
+            video_key=key,
+            chunk_index=row[f'videos/{key}/chunk_index'],
+            file_index=row[f'videos/{key}/file_index'],
+        )
+
+    def identity(self, index: int, camera: str) -> dict:
+        """What changes where the frames of a camera in an episode do; JSON-serialisable."""
+        key, paths = self.video_keys[camera], [self.table_path(index)]
+        if key in self.meta.video_keys:
+            paths.append(self._video_path(index, key))
+        return {'row': self._row(index), 'files': [files_id(path) for path in paths]}
 
     def rows(self, index: int, columns: list[str]):
         """pyarrow table of an episode's rows, in order; BadEpisode if its file is damaged."""
@@ -152,7 +168,7 @@ class LeRobotReader(EpisodeReader):
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
-        path = self._table_path(index)
+        path = self.table_path(index)
         try:
             if self._table is None or self._table[0] != path:
                 file = pq.ParquetFile(path, memory_map=True)
@@ -174,14 +190,14 @@ class LeRobotReader(EpisodeReader):
             if labels.shape[1:] == size:
                 return labels
         for frame, code in zip(frames, codes, strict=True):  # to name the first bad one
-            place = f'{self._table_path(index)}: episode {index}: frame {frame}: {key}'
+            place = f'{self.table_path(index)}: episode {index}: frame {frame}: {key}'
             try:
                 (image,) = lr.decode_masks([code])
             except Exception as error:
                 raise BadEpisode(f'{place}: not a mask code ({error!r})') from error
             if image.shape != size:
                 raise BadEpisode(f'{place}: expected frame size {size}, got {image.shape}')
-        raise AssertionError(f'{self._table_path(index)}: episode {index}: masks are bad together only')
+        raise AssertionError(f'{self.table_path(index)}: episode {index}: masks are bad together only')
 
     def _depth(self, index: int, key: str, frames: np.ndarray) -> np.ndarray:
         from lerobot.configs.video import DepthEncoderConfig
@@ -204,12 +220,7 @@ class LeRobotReader(EpisodeReader):
         """(N, H, W, 3) uint8 colours, or (N, H, W) uint16 codes of a depth video."""
         from lerobot.datasets.video_utils import decode_video_frames
 
-        row = self._row(index)
-        path = self.path / self.meta.video_path.format(
-            video_key=key,
-            chunk_index=row[f'videos/{key}/chunk_index'],
-            file_index=row[f'videos/{key}/file_index'],
-        )
+        row, path = self._row(index), self._video_path(index, key)
         depth = key in self.meta.depth_keys
         order, place = np.unique(frames, return_inverse=True)
         runs = np.split(order, np.flatnonzero(np.diff(order) > MAX_DECODED_GAP) + 1)

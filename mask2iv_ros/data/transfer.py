@@ -32,6 +32,19 @@ def set_rate(clip: InteractionClip, fps: int) -> None:
         clip.fps = float(fps)
 
 
+def check_origin(out: Path, made: Mapping, wanted: Mapping) -> None:
+    """ValueError if the copy `out` is of another 'dataset', or was made with other 'options', than wanted."""
+    if made.get('dataset') != wanted['dataset']:
+        found = f'one of {made["dataset"]}' if 'dataset' in made else 'something else'
+        raise ValueError(f'{out}: expected a copy of {wanted["dataset"]}, found {found}')
+    had, now = made.get('options', {}), wanted['options']
+    if differing := sorted(key for key in now | had if now.get(key) != had.get(key)):
+        had, now = ({key: values.get(key) for key in differing} for values in (had, now))
+        raise ValueError(
+            f'{out}: was made with other options, {had}, not {now}; repeat those, or write elsewhere'
+        )
+
+
 def copy_episodes(
     reader: EpisodeReader,
     out: str | Path,
@@ -67,20 +80,12 @@ def copy_episodes(
     first = 0
     reader.with_depth = depth
     options = json.loads(json.dumps(dict(options or {}, depth=depth, task=task, cameras=cameras)))
+    job = {'dataset': str(reader.path.resolve()), 'options': options}
     with LeRobotClipWriter(out, depth=depth) as writer:
         written = LeRobotReader(out) if out.exists() else ()
         if len(written):
             origin = written.source(len(written) - 1).get(ORIGIN, {})
-            if origin.get('dataset') != str(reader.path.resolve()):
-                raise ValueError(
-                    f'{out}: expected a copy of {reader.path.resolve()}, found one of {origin or "nothing"}'
-                )
-            made = origin.get('options', {})
-            if differing := sorted(key for key in options | made if options.get(key) != made.get(key)):
-                had, now = ({key: values.get(key) for key in differing} for values in (made, options))
-                raise ValueError(
-                    f'{out}: was made with other options, {had}, not {now}; repeat those, or write elsewhere'
-                )
+            check_origin(out, origin, job)
             first = origin['index'] + 1
         count = len(written)
         fps = written.meta.fps if count else None
@@ -102,11 +107,7 @@ def copy_episodes(
                         fps = fps or whole_rate(clip.fps)
                         set_rate(clip, fps)
                         clip.task = clip.task or task or ''
-                        clip.source[ORIGIN] = {
-                            'dataset': str(reader.path.resolve()),
-                            'index': index,
-                            'options': options,
-                        }
+                        clip.source[ORIGIN] = {**job, 'index': index}
                     writer.add(views)
                     count += 1
                     cameras = cameras or tuple(views)
