@@ -74,6 +74,7 @@ def test_tiny_models_label_or_reject_every_episode(tmp_path, data, detector_fold
     for i, images in enumerate(labels):
         np.testing.assert_array_equal(out.read(i).labels[0], images[0])
     assert 'segmenter' in out.source(0)['masks']
+    capsys.readouterr()
     assert main(['segment', str(path), str(tmp_path / 'found'), *models]) == 0
     told = capsys.readouterr().out
     found = len(open_dataset(tmp_path / 'found')) if (tmp_path / 'found').exists() else 0
