@@ -1,5 +1,6 @@
 """Promises of `mask2iv augment`: a dataset that merges with its source, whatever happens on the way."""
 
+import copy
 import errno
 import functools
 import hashlib
@@ -21,26 +22,30 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 pytest.importorskip('lerobot')
 
 from dataset_fixtures import write_trajectory
-from lerobot.configs import RGBEncoderConfig
+from lerobot.configs import DepthEncoderConfig, RGBEncoderConfig
 from lerobot.datasets import LeRobotDataset, delete_episodes, merge_datasets, split_dataset
 from lerobot.datasets.feature_utils import features_equal_for_merge
 
 from mask2iv_ros.augmentation import output
 from mask2iv_ros.augmentation.executors import shares
-from mask2iv_ros.augmentation.job import augment
+from mask2iv_ros.augmentation.gates import Gates
+from mask2iv_ros.augmentation.job import augment, plan
 from mask2iv_ros.augmentation.looks import Looks
 from mask2iv_ros.augmentation.method import uses_gpu
-from mask2iv_ros.augmentation.output import SIDECAR, grouped_split, safe_eval_split
+from mask2iv_ros.augmentation.output import SIDECAR, grouped_split, last_groups, safe_eval_split
 from mask2iv_ros.augmentation.same_motion import SameMotion
-from mask2iv_ros.augmentation.worker import Job, draw_seed, part_name
+from mask2iv_ros.augmentation.worker import Job, draw_seed, failed, part_name
 from mask2iv_ros.cli import build_parser, main
 from mask2iv_ros.data.episodes import BadEpisode, open_dataset
-from mask2iv_ros.data.lerobot import encode_masks
+from mask2iv_ros.data.lerobot import IncompatibleDataset, encode_masks
 from mask2iv_ros.data.transfer import copy_episodes
+from mask2iv_ros.models.inverse_dynamics import InverseDynamics, InverseDynamicsModel
+from mask2iv_ros.models.segmenter import Segmenter
 from tiny_model import build_tiny_model, build_tiny_pipeline
 
 AXES = ['height', 'width', 'channels']
@@ -54,12 +59,16 @@ FEATURES = {
 }
 
 
-def write_source(root: Path, episodes: int = 4) -> Path:
-    """A dataset of another recorder: H.264, names, columns of its own; 9 frames or more an episode."""
-    encoder = RGBEncoderConfig(vcodec='h264')
-    options = {'rgb_encoder': encoder, 'streaming_encoding': True, 'encoder_queue_maxsize': 0}
+def write_source(root: Path, episodes: int = 4, others: dict | None = None, **encoders) -> Path:
+    """A dataset of another recorder: H.264, names, columns of its own; 9 frames or more an episode.
+
+    `others` are features that differ from `FEATURES`; depth is 0.5 m and more, by 0.01 m a frame.
+    """
+    encoders = {'rgb_encoder': RGBEncoderConfig(vcodec='h264'), **encoders}
+    options = {'streaming_encoding': True, 'encoder_queue_maxsize': 0, **encoders}
+    features = {**FEATURES, **(others or {})}
     dataset = LeRobotDataset.create(
-        root.name, fps=10, features=FEATURES, root=root, robot_type='so100', **options
+        root.name, fps=10, features=copy.deepcopy(features), root=root, robot_type='so100', **options
     )
     rng = np.random.default_rng(0)
     for episode in range(episodes):
@@ -67,17 +76,19 @@ def write_source(root: Path, episodes: int = 4) -> Path:
             labels = np.zeros((48, 64), np.uint8)
             labels[10:20, 10:22] = 1
             labels[24:44, 10 + t : 20 + t] = 2
-            dataset.add_frame(
-                {
-                    'observation.images.top': np.full((48, 64, 3), 90 + 10 * episode, np.uint8),
-                    'observation.images.wrist': np.full((48, 64, 3), 30 + 10 * episode, np.uint8),
-                    'observation.state': rng.normal(size=3).astype(np.float32),
-                    'action': rng.normal(size=2).astype(np.float32),
-                    'next.done': np.array([t == 8 + episode]),
-                    'annotation.masks.top': encode_masks(labels),
-                    'task': f'task {episode % 2}',
-                }
-            )
+            row = {
+                'observation.images.top': np.full((48, 64, 3), 90 + 10 * episode, np.uint8),
+                'observation.images.wrist': np.full((48, 64, 3), 30 + 10 * episode, np.uint8),
+                'observation.state': rng.normal(size=3),
+                'action': rng.normal(size=2),
+                'next.done': np.array([t == 8 + episode]),
+                'annotation.masks.top': encode_masks(labels),
+            }
+            if 'observation.images.top_depth' in features:
+                row['observation.images.top_depth'] = np.full((48, 64, 1), 0.5 + 0.01 * t, np.float32)
+            for key in ('observation.state', 'action'):
+                row[key] = row[key].astype(features[key]['dtype']).reshape(features[key]['shape'])
+            dataset.add_frame({**row, 'task': f'task {episode % 2}'})
         dataset.save_episode()
     dataset.finalize()
     return root
@@ -189,6 +200,27 @@ def test_nothing_but_the_dataset_is_left(made):
     assert [path.name for path in made.out.parent.iterdir()] == ['out']
 
 
+@pytest.mark.parametrize('place', ['out.parts', 'out.parts/source'])
+def test_a_source_where_parts_would_be_is_refused(source, tmp_path, place):
+    copied = shutil.copytree(source, tmp_path / place)
+    before = hashes(copied)
+    with pytest.raises(ValueError, match='expected a folder apart from the source, got one that overlaps'):
+        augment(job_of(copied), tmp_path / 'out', lambda: pytest.fail('made'))
+    assert hashes(copied) == before
+
+
+def test_a_folder_of_parts_that_no_job_made_is_left_alone(source, made, tmp_path):
+    notes = tmp_path / 'out.parts/.notes/mine.txt'
+    notes.parent.mkdir(parents=True)
+    notes.write_text('mine')
+    (tmp_path / 'out.parts/job.json').write_text('[]')
+    with pytest.raises(ValueError, match=r'expected nothing there, or what .* found \.notes, job\.json'):
+        augment(job_of(source), tmp_path / 'out', lambda: pytest.fail('made'))
+    shutil.copytree(made.out, tmp_path / 'out')
+    assert augment(made.job, tmp_path / 'out', lambda: pytest.fail('made')).complete
+    assert notes.read_text() == 'mine'
+
+
 def test_variants_follow_their_source_and_held_out_episodes_come_last(made):
     order = [(record['source_episode'], record['variant']) for record in records(made.out)]
     assert order == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0), (3, 0)]
@@ -260,6 +292,84 @@ def test_each_frame_tells_the_seed_and_the_look_is_drawn_of_it_again(tmp_path):
     assert record['draws']['images0']['look'] == json.loads(json.dumps(look))
 
 
+def test_depth_is_coded_as_in_the_source(tmp_path):
+    depth = {'dtype': 'video', 'shape': (48, 64, 1), 'names': AXES, 'info': {'is_depth_map': True}}
+    encoder = DepthEncoderConfig(depth_min=0.2, depth_max=2.0, use_log=False)
+    source = write_source(
+        tmp_path / 'source', 2, {'observation.images.top_depth': depth}, depth_encoder=encoder
+    )
+    augment(job_of(source), tmp_path / 'out', lambda: (Tint(), None))
+    theirs, ours = open_dataset(source), open_dataset(tmp_path / 'out')
+    assert features_equal_for_merge(ours.meta.features, theirs.meta.features)
+    np.testing.assert_allclose(ours.read(0).depth[3], 0.53, atol=1e-3)
+    np.testing.assert_array_equal(ours.read(0).depth, theirs.read(0).depth)
+
+
+def changed_info(source: Path, to: Path, change) -> Path:
+    """A copy of a dataset whose features in meta/info.json `change` edits."""
+    info = shutil.copytree(source, to) / 'meta/info.json'
+    content = json.loads(info.read_text())
+    change(content['features'])
+    info.write_text(json.dumps(content))
+    return to
+
+
+def test_a_source_of_old_stays_one(source, tmp_path):
+    def age(features):
+        for camera in ('top', 'wrist'):
+            feature = features[f'observation.images.{camera}']
+            feature['video_info'] = feature.pop('info')
+
+    old = changed_info(source, tmp_path / 'old', age)
+    augment(job_of(old), tmp_path / 'out', lambda: (Tint(), None))
+    theirs, ours = read(old), read(tmp_path / 'out')
+    assert features_equal_for_merge(ours.meta.features, theirs.meta.features)
+    merge_datasets([theirs, ours], 'merged', tmp_path / 'merged')
+    assert len(read(tmp_path / 'merged')) == len(theirs) + len(ours)
+
+
+@pytest.mark.parametrize(
+    ('cameras', 'name', 'value', 'told', 'calls'),
+    [
+        (['wrist'], 'video.codec', 'hevc', 'coded differently', 0),
+        (['top', 'wrist'], 'video.codec', 'vp9', 'cannot be written: Invalid vcodec', 0),
+        (['top'], 'video.height', 50, 'video.height of the source is 50, the encoder here makes 48', 1),
+    ],
+)
+def test_videos_that_cannot_be_written_as_in_the_source_end_the_job_at_once(
+    source, tmp_path, cameras, name, value, told, calls
+):
+    def change(features):
+        for camera in cameras:
+            features[f'observation.images.{camera}']['info'][name] = value
+
+    method = Tint()
+    job = job_of(changed_info(source, tmp_path / 'other', change))
+    with pytest.raises(IncompatibleDataset, match=told):
+        augment(job, tmp_path / 'out', lambda: (method, None))
+    assert method.calls == calls
+
+
+@pytest.mark.parametrize(
+    ('drop', 'told'),
+    [
+        ('timestamp', 'timestamp cannot be dropped: every LeRobot dataset has it'),
+        ('reward*', r'has no reward\*; it has observation.images.top'),
+        ('*', 'observation.images.top, observation.images.wrist cannot be dropped: it is generated'),
+    ],
+)
+def test_what_cannot_be_dropped_is_told(source, tmp_path, drop, told):
+    with pytest.raises(ValueError, match=told):
+        augment(job_of(source, drop=(drop,)), tmp_path / 'out', lambda: pytest.fail('made'))
+
+
+def test_columns_that_lerobot_cannot_join_are_told_before_anything_is_made(tmp_path):
+    others = {'observation.state': {'dtype': 'float32', 'shape': (1, 3), 'names': None}}
+    source = write_source(tmp_path / 'source', 2, others)
+    with pytest.raises(ValueError, match=r'columns of several dimensions, such as observation\.state; drop'):
+        augment(job_of(source), tmp_path / 'out', lambda: pytest.fail('made'))
+
+
 def test_another_kind_of_source_gives_what_import_would_write(tmp_path):
     write_trajectory(tmp_path / 'bridge', images=9, masks=True)
     augment(Job(str(tmp_path / 'bridge')), tmp_path / 'out', lambda: (Tint(), None))
@@ -278,6 +388,36 @@ def test_a_damaged_first_episode_does_not_end_the_job(tmp_path):
     assert report.complete
     assert (report.counts['generated'], report.counts['failed']) == (1, 1)
     assert 'traj0' in report.failed[0]
+
+
+def test_new_motion_of_a_source_with_a_damaged_first_episode_and_types_of_its_own(tmp_path):
+    others = {
+        'observation.state': {'dtype': 'float64', 'shape': (3,), 'names': None},
+        'action': {'dtype': 'int64', 'shape': (2,), 'names': None},
+    }
+    source = write_source(tmp_path / 'source', 2, others)
+    (path,) = source.glob('data/**/*.parquet')
+    rows = pq.read_table(path)
+    texts = ['torn' if not row['episode_index'] else row['annotation.masks.top'] for row in rows.to_pylist()]
+    at = rows.schema.get_field_index('annotation.masks.top')
+    pq.write_table(rows.set_column(at, 'annotation.masks.top', pa.array(texts)), path)
+
+    class Half(Tint):
+        def __call__(self, views, seed):
+            made = super().__call__(views, seed)
+            return {
+                name: replace(clip, actions=np.float32([[0.6, -0.6]] * 10)) for name, clip in made.items()
+            }
+
+    job = job_of(source, mode='new_motion', other_cameras='drop', drop=('next.*',))
+    report = augment(job, tmp_path / 'out', lambda: (Half(), None))
+    assert report.counts['generated'] == report.counts['failed'] == 1
+    assert 'not a mask code' in report.failed[0]
+    theirs, ours = open_dataset(source), open_dataset(tmp_path / 'out')
+    assert (ours.read(0).actions == [1, -1]).all()
+    np.testing.assert_allclose(ours.read(0).states, theirs.read(1, camera='wrist').states, rtol=1e-6)
+    types = [table(tmp_path / 'out').schema.field(key).type.value_type for key in others]
+    assert types == ['double', 'int64']
 
 
 def test_statistics_are_those_of_all_frames(made):
@@ -343,6 +483,35 @@ def test_a_grouped_split_never_parts_a_demonstration_from_its_variants(made, tmp
     halves = split_dataset(read(made.out), sides, output_dir=tmp_path)
     assert {name: half.meta.total_episodes for name, half in halves.items()} == {'train': 6, 'val': 2}
     assert grouped_split(made.out, 0.1) == sides  # rounded up to one group of each task
+
+
+def test_variants_of_variants_are_of_the_first_demonstrations_group(source, made, tmp_path):
+    job = job_of(made.out, drop=('next.*',))
+    assert augment(job, tmp_path / 'again', lambda: (Tint(), None)).complete
+    groups = ['source/0'] * 3 + ['source/1'] * 3 + ['source/2', 'source/3']
+    assert [record['split_group'] for record in records(tmp_path / 'again')] == groups
+    order, held_out, _ = plan(open_dataset(made.out), replace(job, hold_out=0.5))
+    assert held_out == {6, 7}
+    assert {episode for episode, _ in order} == set(range(6))
+    merge_datasets([read(source), read(made.out)], 'merged', tmp_path / 'merged')
+    merged = open_dataset(tmp_path / 'merged')
+    assert [output.split_group(merged, index) for index in (3, 4)] == ['', 'source/0']
+
+
+def test_the_group_is_known_where_lerobot_dropped_its_column(tmp_path):
+    write_trajectory(tmp_path / 'bridge', images=9, masks=True)
+    job = Job(str(tmp_path / 'bridge'), variants=2)
+    augment(job, tmp_path / 'out', lambda: (Tint(), None))
+    delete_episodes(read(tmp_path / 'out'), [0], output_dir=tmp_path / 'less')
+    assert output.split_group(open_dataset(tmp_path / 'less'), 0) == 'bridge/0'
+
+
+def test_a_split_leaves_something_to_train_on(made):
+    assert grouped_split(made.out, 0.99)['train'] == [0, 1, 2, 3, 4, 5]
+    assert last_groups(['a', 'a', 'b'], ['1', '2', '3'], 0.9) == {'2'}
+    for fraction in (0, 1, -0.1, float('nan')):
+        with pytest.raises(ValueError, match='fraction: expected a number between 0 and 1'):
+            grouped_split(made.out, fraction)
 
 
 def test_a_split_of_episodes_without_group_is_refused(source):
@@ -525,6 +694,63 @@ def test_a_really_full_disk_costs_nothing_that_is_finished(source, tmp_path):
     assert_equal_runs(tmp_path / 'out', tmp_path / 'whole')
 
 
+def test_an_episode_that_alone_takes_too_much_memory_does_not_hold_up_the_others(source, tmp_path):
+    report = augment(job_of(source), tmp_path / 'out', lambda: (Tint(MemoryError(), length=10), None))
+    assert report.complete
+    assert (report.counts['generated'], report.counts['failed']) == (3, 1)
+    (reason,) = report.failed
+    assert f'{part_name(1, 1)}: out of memory, twice' in reason
+    assert 'others could be made, so it is left out' in reason
+
+
+@pytest.mark.parametrize(
+    ('error', 'cause'),
+    [
+        (torch.AcceleratorError('CUDA error: an illegal memory access was encountered'), 'device'),
+        (RuntimeError('cuDNN error: CUDNN_STATUS_EXECUTION_FAILED'), 'device'),
+        (RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate'), 'memory'),
+        (torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.'), 'memory'),
+        (OSError(errno.ENOMEM, 'Cannot allocate memory'), 'memory'),
+        (OSError(errno.EIO, 'Input/output error'), 'system'),
+        (RuntimeError('shapes do not fit'), 'episode'),
+        (ValueError('no CUDA'), 'episode'),
+    ],
+)
+def test_errors_of_the_machine_are_none_of_the_episode(error, cause):
+    outcome = failed(error, 0, 1)
+    assert (outcome.cause, outcome.passing) == (cause, cause != 'episode')
+
+
+def test_after_an_error_of_the_gpu_the_job_stops_and_can_be_continued(source, tmp_path):
+    class Broken(Tint):
+        def __call__(self, views, seed):
+            made = super().__call__(views, seed)
+            if self.calls > 2:
+                raise torch.AcceleratorError('CUDA error: unspecified launch failure')
+            return made
+
+    method = Broken()
+    job = job_of(source, variants=2)
+    report = augment(job, tmp_path / 'out', lambda: (method, None))
+    assert (report.complete, method.calls, report.counts['generated']) == (False, 5, 2)
+    again = Tint()
+    assert augment(job, tmp_path / 'out', lambda: (again, None)).complete
+    assert again.calls == 6
+
+
+def test_measuring_is_tried_again_where_memory_runs_out(source, tmp_path):
+    calls = []
+
+    def measure(views, made, others):
+        calls.append(1)
+        if len(calls) == 1:
+            raise MemoryError
+        return {'mean': 1.0}
+
+    report = augment(job_of(source), tmp_path / 'out', lambda: (Tint(), measure), Darkest())
+    assert (report.complete, report.counts['generated'], len(calls)) == (True, 4, 5)
+
+
 def test_out_of_memory_is_tried_with_half_the_batch_and_then_named(source, tmp_path):
     class Hungry(Tint):
         def __call__(self, views, seed):
@@ -606,6 +832,75 @@ def test_nothing_kept_is_an_error_that_says_why(source, tmp_path):
 def test_thresholds_without_anything_measured_are_refused(source, tmp_path):
     with pytest.raises(ValueError, match='expected something that measures'):
         augment(job_of(source), tmp_path / 'out', lambda: (Tint(), None), Darkest())
+
+
+@pytest.fixture
+def segmenter(tmp_path):
+    """Folder of a real segmenter, untrained."""
+    torch.manual_seed(0)
+    network = Segmenter((48, 64), block_out_channels=(8, 8), norm_num_groups=2)
+    network.save_pretrained(tmp_path / 'segmenter')
+    return tmp_path / 'segmenter'
+
+
+def test_the_command_measures_and_knows_what_measures_wherever_it_lies(source, segmenter, tmp_path, capsys):
+    command = ['augment', str(source), str(tmp_path / 'out'), '--other-cameras', 'drop', '--variants', '2']
+    command += ['--device', 'cpu', '--drop', 'annotation.*', '--gates', 'near_duplicate=3']
+    gates = ('actor_iou', 'actor_centroid', 'object_permanence', 'look_drift', 'sharpness')
+    command += [f'{gate}=off' for gate in gates]
+    assert main([*command, '--segmenter', str(segmenter)]) == 0
+    assert not any('annotation' in key for key in read(tmp_path / 'out').meta.features)
+    for record in records(tmp_path / 'out'):
+        measured = {gate for gate, value in record['gates'].items() if value is not None}
+        assert measured == {*gates, 'near_duplicate'}
+        assert record['gates']['actor_iou'] < 0.7  # it was never trained
+        assert record['segmenter']['name'] == 'segmenter'
+    assert max(record['variant'] for record in records(tmp_path / 'out')) == 2
+    assert str(tmp_path) not in (tmp_path / 'out/README.md').read_text().replace(str(source), '')
+    shutil.move(segmenter, tmp_path / 'moved')
+    assert main([*command, '--segmenter', str(tmp_path / 'moved')]) == 0  # is done
+    Segmenter((48, 64), block_out_channels=(8, 8), norm_num_groups=2).save_pretrained(segmenter)
+    capsys.readouterr()
+    assert main([*command, '--segmenter', str(segmenter)]) == 1
+    assert 'differs in method.segmenter.weights' in capsys.readouterr().err
+
+
+def test_inverse_dynamics_of_other_cameras_is_refused_before_anything_is_made(source, segmenter, tmp_path):
+    network = InverseDynamicsModel(('front',), (48, 64), 10.0)
+    gates = Gates(Segmenter.from_pretrained(segmenter), InverseDynamics(network))
+    method = Tint()
+    with pytest.raises(ValueError, match=r"expected cameras \('front',\), got \('top',\)"):
+        augment(job_of(source), tmp_path / 'out', lambda: (method, gates))
+    assert method.calls == 0
+
+
+@pytest.mark.parametrize(
+    ('gate', 'told'),
+    [
+        ('cycle_error=1', 'cycle_error: needs --inverse-dynamics'),
+        ('seam_jump=2', 'seam_jump: only what a model'),
+    ],
+)
+def test_a_gate_of_what_is_not_measured_is_refused(source, segmenter, tmp_path, capsys, gate, told):
+    command = ['augment', str(source), str(tmp_path / 'out'), '--segmenter', str(segmenter), '--gates', gate]
+    assert main(command) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_another_contract_at_the_same_path_is_another_source(tmp_path):
+    pytest.importorskip('rosbags')
+    from test_rosbag import CONTRACT, messages, write_recording
+
+    write_recording(tmp_path / 'bags/one', messages())
+    contract = tmp_path / 'contract.yaml'
+    for fps in (10, 5):
+        contract.write_text(json.dumps({**CONTRACT, 'fps': fps}))
+        job = Job(str(tmp_path / 'bags'), options={'contract': str(contract)})
+        if fps == 10:
+            assert augment(job, tmp_path / 'out', lambda: (Tint(), None)).complete
+            continue
+        with pytest.raises(ValueError, match=r'differs in options\.contract: '):
+            augment(job, tmp_path / 'out', lambda: (Tint(), None))
 
 
 def test_cameras_that_are_not_generated_need_a_word(source, tmp_path):

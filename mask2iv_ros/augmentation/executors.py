@@ -67,13 +67,13 @@ def run_on_ray(
             each, episode, variants = running.pop(reference)
             try:
                 outcomes = ray.get(reference)
+            except ray.exceptions.RayTaskError:  # it lives, and says that no episode can be made
+                raise
             except ray.exceptions.RayError as error:
                 told = f'its worker died {RAY_RETRIES + 1} times: {str(error).strip().splitlines()[0]}'
                 outcomes = [
                     worker.finished(episode, variant)
-                    or Outcome(
-                        episode, variant, 'failed', f'{part_name(episode, variant)}: {told}', passing=True
-                    )
+                    or Outcome(episode, variant, 'failed', f'{part_name(episode, variant)}: {told}', 'worker')
                     for variant in variants
                 ]
             idle.append(each)

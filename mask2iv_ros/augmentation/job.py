@@ -11,14 +11,14 @@ import contextlib
 import errno
 import fcntl
 import json
-import math
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 from tqdm import tqdm
@@ -31,8 +31,8 @@ from mask2iv_ros.augmentation.worker import Build, Job, Outcome, Worker, failed,
 from mask2iv_ros.data.episodes import BadEpisode, EpisodeReader, files_id, open_dataset
 from mask2iv_ros.data.lerobot import load_metadata, system_error
 
-#: Episodes in a row that find the disk full before the job stops.
-FULL_DISK_PATIENCE = 3
+#: Episodes in a row that find the disk full, or the GPU in error, before the job stops: all others would.
+PATIENCE = 3
 
 
 @dataclass
@@ -75,25 +75,29 @@ def augment(
         gpu: whether Ray gives each worker a share of the GPUs that are there.
 
     Raises:
-        ValueError: `out` is of another job (the message says what differs) or something else; or the source
-            does not fit the options.
+        ValueError: `out` or `out`.parts is of another job (the message says what differs) or something else;
+            or the source does not fit the options.
+        IncompatibleDataset: what is written here does not merge with the source.
         BlockingIOError: another process does this job.
         RuntimeError: no episode was kept.
         OSError: the disk has no room for joining what is finished, which stays.
     """
-    out = Path(out).resolve()
+    out, source = Path(out).resolve(), Path(job.source).resolve()
     parts = out.with_name(f'{out.name}.parts')
     reader = open_dataset(job.source, **job.options)
-    if Path(job.source).resolve() in (out, *out.parents):
+    if source in (out, *out.parents):
         raise ValueError(f'{out} is in the source, which is never written to')
+    _refuse_overlap(parts, source)
     order, held_out, unreadable = plan(reader, job)
     identity = {
         **asdict(job),
-        'source': str(Path(job.source).resolve()),
+        'source': str(source),
         'source_content': {'episodes': len(reader), 'files': files_id(reader.path)},
         'thresholds': _facts(thresholds),
         'parts': output.PARTS_VERSION,
     }
+    if contract := job.options.get('contract'):  # what it says counts, not where it lies
+        identity['options'] = {**job.options, 'contract': sha256(Path(contract).read_bytes()).hexdigest()}
     identity = json.loads(json.dumps(identity))
     if out.exists() and any(out.iterdir()):
         sidecar = out / output.SIDECAR
@@ -101,7 +105,8 @@ def augment(
         if 'identity' not in account:
             raise ValueError(f'{out}: is there already, and no output of `mask2iv augment`')
         _refuse_other(out, account['identity'], identity)
-        shutil.rmtree(parts, ignore_errors=True)
+        if not _foreign(parts):
+            shutil.rmtree(parts, ignore_errors=True)
         return Report(account['counts'], account['dropped_by_gate'], account['failed'], True)
     if not order:
         reasons = _first([outcome.reason for outcome in unreadable])
@@ -111,6 +116,11 @@ def augment(
     if not output.has_actions(form.features):
         told = 'the output will have no actions, because the source has none or they are dropped'
         tqdm.write(f'{job.source}: {told}', file=sys.stderr)
+    if found := _foreign(parts):
+        raise ValueError(
+            f'{parts}: expected nothing there, or what `mask2iv augment` left (job.json); found '
+            f'{", ".join(found[:3])}. Move it, or choose another name for the output'
+        )
     parts.mkdir(parents=True, exist_ok=True)
     with _locked(parts):
         if any(parts.glob('episode_*')) and (parts / 'job.json').is_file():
@@ -149,23 +159,22 @@ def plan(reader: EpisodeReader, job: Job) -> tuple[list[tuple[int, int]], set[in
     Returns:
         (episode, variant) of each, in the order of the output; held-out episodes; unreadable episodes.
     """
-    by_task: dict[str, list[int]] = {}
-    unreadable = []
+    tasks, groups, unreadable = {}, {}, []
     for index in range(len(reader)):
         try:
-            by_task.setdefault(reader.episode(index).task, []).append(index)
+            task = reader.episode(index).task
+            group = output.split_group(reader, index) if job.hold_out else ''
         except BadEpisode as error:
             unreadable.append(failed(error, index, 0))
-    held_out = set()
-    for episodes in by_task.values():
-        count = min(math.ceil(len(episodes) * job.hold_out), len(episodes) - 1)
-        held_out |= set(episodes[len(episodes) - count :])
+        else:
+            tasks[index], groups[index] = task, group or f'episode {index}'
+    held = output.last_groups(tasks.values(), groups.values(), job.hold_out)
+    held_out = {index for index, group in groups.items() if group in held}
     order = []
-    listed = sorted(episode for episodes in by_task.values() for episode in episodes)
-    for episode in (episode for episode in listed if episode not in held_out):
+    for episode in (episode for episode in tasks if episode not in held_out):
         order += [(episode, variant) for variant in range(0 if job.include_source else 1, job.variants + 1)]
     if job.include_source:
-        order += [(episode, 0) for episode in listed if episode in held_out]
+        order += [(episode, 0) for episode in tasks if episode in held_out]
     return order, held_out, unreadable
 
 
@@ -208,7 +217,10 @@ def _layout_of(
 def _run(
     worker: Worker, order: list[tuple[int, int]], executor: str, workers: int | None, gpu: bool
 ) -> tuple[list[Outcome], int, float]:
-    """Make all parts that are not there; returns failures, number of episodes generated, and its seconds."""
+    """Make all parts that are not there; returns failures, number of episodes generated, and its seconds.
+
+    An episode that takes too much memory, or its worker's life, is to blame itself if others were generated.
+    """
     done = {path.name.removesuffix('.json') for path in worker.parts.glob('episode_*')}
     tasks: dict[int, list[int]] = {}
     for episode, variant in order:
@@ -218,7 +230,7 @@ def _run(
         raise ValueError(f'executor {executor!r}: expected {" or ".join(EXECUTORS)}')
     counts = Counter(path.suffix for path in worker.parts.glob('episode_*'))
     bar = {'kept': counts[''], 'rejected': counts['.json'], 'failed': 0}
-    failures, generated, full = [], 0, 0
+    failures, generated, generated_of, row = [], 0, set(), 0
     if not tasks:
         return failures, generated, 0.0
     outcomes = EXECUTORS[executor](worker, tasks, workers, gpu)
@@ -228,16 +240,23 @@ def _run(
         progress.set_postfix(bar)
         for outcome in outcomes:
             bar[outcome.kind] += 1
-            generated += outcome.variant > 0 and outcome.kind != 'failed'
+            if outcome.variant > 0 and outcome.kind != 'failed':
+                generated += 1
+                generated_of.add(outcome.episode)
             progress.set_postfix(bar, refresh=False)
             progress.update()
             if outcome.kind == 'failed':
                 failures.append(outcome)
                 tqdm.write(f'failed: {outcome.reason}', file=sys.stderr)
-            full = full + 1 if outcome.full_disk else 0
-            if full == FULL_DISK_PATIENCE:
+            row = row + 1 if outcome.cause in ('disk', 'device') else 0
+            if row == PATIENCE:
                 break
-    return failures, generated, time.monotonic() - start
+    seconds = time.monotonic() - start
+    for i, failure in enumerate(failures):
+        if failure.cause in ('memory', 'worker') and generated_of - {failure.episode}:
+            told = f'{failure.reason}; others could be made, so it is left out'
+            failures[i] = replace(failure, cause='episode', reason=told)
+    return failures, generated, seconds
 
 
 def _account(
@@ -320,6 +339,26 @@ def _facts(thresholds) -> dict:
     return asdict(thresholds) if thresholds is not None else {}
 
 
+def _refuse_overlap(parts: Path, source: Path) -> None:
+    real = parts.resolve()
+    if real == source or real in source.parents or source in real.parents:
+        raise ValueError(
+            f'{parts}, which is removed in the end: expected a folder apart from the source, got one that '
+            f'overlaps {source}. Choose another name for the output'
+        )
+
+
+def _foreign(parts: Path) -> list[str]:
+    """What is in a folder of parts that no job made; [] for one that may be used, and removed in the end."""
+    names = sorted(path.name for path in parts.iterdir()) if parts.exists() else []
+    names = [name for name in names if name != 'lock' and not name.startswith('.job.json')]
+    try:
+        is_own = 'source_content' in json.loads((parts / 'job.json').read_text())
+    except (OSError, ValueError, TypeError):
+        is_own = False
+    return [] if is_own else names
+
+
 def _refuse_other(path: Path, have: dict, want: dict) -> None:
     if told := '; '.join(_differences(have, want)):
         raise ValueError(
@@ -329,8 +368,9 @@ def _refuse_other(path: Path, have: dict, want: dict) -> None:
 
 
 def _differences(have, want, name: str = '') -> Iterator[str]:
+    """What differs; not the names of folders and files, beside which their hashes stand."""
     if isinstance(have, dict) and isinstance(want, dict):
-        for key in sorted(have | want):
+        for key in sorted((have | want).keys() - {'model', 'name'}):
             yield from _differences(have.get(key), want.get(key), f'{name}.{key}' if name else key)
     elif have != want:
         yield f'{name}: {have!r} there, {want!r} now'

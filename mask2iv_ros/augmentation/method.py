@@ -15,7 +15,7 @@ from mask2iv_ros.augmentation.looks import LOOKS_VERSION, Look, Looks, Pictures
 from mask2iv_ros.augmentation.same_motion import SameMotion
 from mask2iv_ros.augmentation.worker import Measure, Method
 from mask2iv_ros.data.images import read_image
-from mask2iv_ros.weights import default_model_path, hash_weights, unpack
+from mask2iv_ros.weights import DEFAULT_MODEL, default_model_path, hash_weights, unpack
 
 #: What `Looks` can change.
 CHANGES = tuple(part.name for part in fields(Look))
@@ -27,8 +27,8 @@ def check_options(args: argparse.Namespace) -> None:
     """Refuse what can be told before anything is loaded.
 
     Raises:
-        ValueError: the job would ignore an option.
-        FileNotFoundError: there is no such segmenter.
+        ValueError: the job would ignore an option, or lacks one.
+        FileNotFoundError: there is no such segmenter, or model of inverse dynamics.
     """
 
     def given(*names: str) -> list[str]:
@@ -65,15 +65,20 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError(f'--workers: expected at least 1, got {args.workers}')
     if args.goal_shift is not None and not math.isfinite(args.goal_shift):
         raise ValueError(f'--goal-shift: expected a number, got {args.goal_shift}')
-    if args.segmenter is None:
-        return
-    if args.ungated:
-        raise ValueError('--ungated: with --segmenter, what fails a gate is left out; say one of both')
-    if not (args.segmenter / 'config.json').is_file():
-        raise FileNotFoundError(
-            f'--segmenter: expected a folder with config.json, which `mask2iv train segmenter` makes; got '
-            f'{args.segmenter}'
+    if not same_motion and args.inverse_dynamics is None:
+        raise ValueError(
+            '--mode new-motion: expected --inverse-dynamics (`mask2iv train inverse-dynamics` makes it); '
+            'without it, nobody knows the actions of a new motion'
         )
+    if measured and args.ungated:
+        raise ValueError('--ungated: with --segmenter, what fails a gate is left out; say one of both')
+    for name, command in (('segmenter', 'segmenter'), ('inverse_dynamics', 'inverse-dynamics')):
+        folder = getattr(args, name)
+        if folder is not None and not (folder / 'config.json').is_file():
+            raise FileNotFoundError(
+                f'--{command}: expected a folder with config.json, which `mask2iv train {command}` makes; '
+                f'got {folder}'
+            )
 
 
 def build_method(args: argparse.Namespace) -> tuple[Method, Measure | None]:
@@ -127,7 +132,8 @@ def build_edit(args: argparse.Namespace) -> Looks | Pictures:
     """What is done to first frames."""
     if args.pictures:
         files = pictures(args)
-        return Pictures({camera: read_image(Path(file)) for camera, file in files.items()}, files)
+        names = {camera: Path(file).name for camera, file in files.items()}
+        return Pictures({camera: read_image(Path(file)) for camera, file in files.items()}, names)
     return Looks(**{part: 0 for part in CHANGES if args.change and part not in args.change})
 
 
@@ -140,7 +146,8 @@ def build_thresholds(args: argparse.Namespace) -> Thresholds | None:
     """The gates that the command line asks for; None for an ungated job.
 
     Raises:
-        ValueError: nothing measures, and nobody said that this is wanted; or there is no such gate.
+        ValueError: nothing measures, and nobody said that this is wanted; there is no such gate; or nothing
+            measures what one has a threshold for.
     """
     if args.segmenter is None:
         if not args.ungated:
@@ -150,6 +157,11 @@ def build_thresholds(args: argparse.Namespace) -> Thresholds | None:
             )
         return None
     names = [gate.name for gate in fields(Thresholds)]
+    unmeasured = {}
+    if args.inverse_dynamics is None:
+        unmeasured['cycle_error'] = 'needs --inverse-dynamics'
+    if not _draws(args):
+        unmeasured['seam_jump'] = 'only what a model draws has seams; say --keep background'
     values = {}
     for text in args.gates:
         name, value = _pair(text, 'GATE=VALUE')
@@ -158,24 +170,30 @@ def build_thresholds(args: argparse.Namespace) -> Thresholds | None:
         values[name] = None if value == 'off' else _number(value)
         if value != 'off' and values[name] is None:
             raise ValueError(f'--gates: {name}: expected a number or off, got {value!r}')
+        if value != 'off' and name in unmeasured:
+            raise ValueError(f'--gates: {name}: {unmeasured[name]}')
     return Thresholds(**values)
 
 
 def method_facts(args: argparse.Namespace) -> dict:
-    """What the provenance of an episode says of the method; JSON-serialisable."""
+    """What the provenance of an episode says of the method; JSON-serialisable.
+
+    Files and folders are known by hashes; beside them stand their names, without the places where they lie.
+    """
     facts = {'model': None, 'weights': None, 'steps': None}
     if _draws(args):
         folder = unpack(Path(args.model) if args.model else default_model_path())
-        facts = {'model': args.model or 'mask2iv-sim', 'weights': hash_weights(folder)}
+        name = Path(args.model).name if args.model else DEFAULT_MODEL
+        facts = {'model': name, 'weights': hash_weights(folder)}
         facts['steps'] = args.steps or None
     for name in ('segmenter', 'inverse_dynamics'):
         if folder := getattr(args, name):
-            facts[name] = {'path': str(folder), 'weights': hash_weights(folder)}
+            facts[name] = {'name': folder.name, 'weights': hash_weights(folder)}
     if args.mode == 'new-motion':
         return {**facts, 'goal_shift': _goal_shift(args), 'texts': args.texts}
     if args.pictures:
         hashes = {name: sha256(Path(file).read_bytes()).hexdigest() for name, file in pictures(args).items()}
-        return {**facts, 'keep': _kept(args), 'pictures': args.pictures, 'picture_hashes': hashes}
+        return {**facts, 'keep': _kept(args), 'pictures': hashes}
     facts['looks'] = {**asdict(build_edit(args)), 'version': LOOKS_VERSION}
     return {**facts, 'keep': _kept(args), 'change': args.change or list(CHANGES)}
 

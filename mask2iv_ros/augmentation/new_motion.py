@@ -77,9 +77,8 @@ class NewMotion:
             ValueError: several cameras and none chosen, no masks, nothing that says what to do, or an
                 episode that is not like those the model of inverse dynamics was trained on.
         """
-        camera = self._chosen(views)
-        clip = views[camera]
-        self.inverse_dynamics.check({camera: clip})
+        self.check(views)
+        ((camera, clip),) = views.items()
         rng = np.random.default_rng(seed)
         if self.texts:
             task, goal, shift = self.texts[rng.integers(len(self.texts))], None, (0.0, 0.0)
@@ -115,7 +114,8 @@ class NewMotion:
         }
         return {camera: made}
 
-    def _chosen(self, views: Mapping[str, InteractionClip]) -> str:
+    def check(self, views: Mapping[str, InteractionClip]) -> None:
+        """Raise ValueError for an episode that no new motion can be made of; its first frame is enough."""
         if len(views) != 1:
             raise ValueError(
                 f'new motion: expected episodes of one camera, got {tuple(views)}; each would be planned '
@@ -124,7 +124,7 @@ class NewMotion:
         (camera,) = views
         if views[camera].labels is None:
             raise ValueError(f'{camera}: expected masks, which `mask2iv segment` draws; got none')
-        return camera
+        self.inverse_dynamics.check(views)
 
     def _plan(
         self, clip: InteractionClip, task: str, goal: np.ndarray | None, seed: int

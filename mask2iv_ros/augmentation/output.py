@@ -14,6 +14,7 @@ import copy
 import errno
 import fnmatch
 import io
+import itertools
 import json
 import math
 import shutil
@@ -46,13 +47,21 @@ AS_RECORDED = 'recorded'
 JOINED_AT_ONCE = 32
 
 #: Counts changes of how parts are written, so that no job joins what an older version left.
-PARTS_VERSION = 3
+PARTS_VERSION = 4
 
 #: Of a part, the columns of statistics that `join` puts back.
 STATISTICS = 'meta/mask2iv_statistics.parquet'
 
 #: Columns whose statistics LeRobot's aggregation changes.
 COUNTED_ANEW = ('index', 'episode_index', 'task_index')
+
+#: What videos of one feature have in common after a merge, of those in its 'info'; for depth also how metres
+#: became what the video holds.
+CODING = (
+    'video.codec',
+    'video.pix_fmt',
+    *(f'video.{name}' for name in ('depth_min', 'depth_max', 'shift', 'use_log')),
+)
 
 QUANTILES = {'q01': 0.01, 'q10': 0.10, 'q50': 0.50, 'q90': 0.90, 'q99': 0.99}
 
@@ -96,29 +105,32 @@ def output_format(
         same_motion: whether the output shows the recorded motions, so that all else that was recorded holds.
 
     Raises:
-        ValueError: the source has a feature that nobody can fill; `drop` is the way out.
+        ValueError: `drop` names what is not there or is needed; or the source has a feature that nobody can
+            fill, and `drop` is the way out.
+        IncompatibleDataset: its videos are coded in a way that cannot be written here.
     """
     if not isinstance(reader, LeRobotReader):
         views = {camera: reader.read(first, [0], camera) for camera in cameras}
         clip = next(iter(views.values()))
+        video_keys = {camera: lr.VIDEO_KEY.format(camera) for camera in cameras}
+        features = lr.clip_features(views)
+        gone = _dropped(reader.path, features, drop, video_keys.values())
         return OutputFormat(
             fps=whole_rate(reader.episode(first).fps),
             robot_type=None,
-            features={**lr.clip_features(views), **_default_features()},
-            video_keys={camera: lr.VIDEO_KEY.format(camera) for camera in cameras},
+            features={key: features[key] for key in features if key not in gone} | _default_features(),
+            video_keys=video_keys,
             depth_keys={},
             recorded=(),
             pixel_counts={lr.VIDEO_KEY.format(camera): clip.frames[0, ..., 0].size for camera in cameras},
         )
     meta = reader.meta
-    gone = [key for key in meta.features if any(fnmatch.fnmatch(key, pattern) for pattern in drop)]
+    video_keys = {camera: reader.video_keys[camera] for camera in cameras}
+    gone = _dropped(reader.path, meta.features, drop, video_keys.values())
     for camera in set(reader.video_keys) - set(cameras):
         patterns = (lr.DEPTH_KEY, lr.MASKS_KEY, lr.GOAL_KEY, lr.CAMERA_KEY)
         gone += [reader.video_keys[camera], *(pattern.format(camera) for pattern in patterns)]
     features = {key: feature for key, feature in meta.features.items() if key not in gone}
-    video_keys = {camera: reader.video_keys[camera] for camera in cameras}
-    if missing := [key for key in video_keys.values() if key not in features]:
-        raise ValueError(f'{reader.path}: {", ".join(missing)} cannot be dropped: it is generated')
     depth_keys = {camera: lr.DEPTH_KEY.format(camera) for camera in cameras}
     depth_keys = {camera: key for camera, key in depth_keys.items() if key in features}
     tables = [
@@ -126,12 +138,19 @@ def output_format(
         for key, feature in features.items()
         if feature['dtype'] not in ('video', 'image', 'language') and key not in _default_features()
     ]
+    if nested := [
+        key for key in tables if len(features[key]['shape']) > 1
+    ]:  # its merge fails on them (0.6.1)
+        raise ValueError(
+            f'{reader.path}: LeRobot joins no episodes with columns of several dimensions, such as '
+            f'{", ".join(nested)}; drop them (--drop)'
+        )
     known = {*tables, *_default_features(), *video_keys.values(), *depth_keys.values()}
     if same_motion:
         unknown = set(features) - known
         recorded = tuple(key for key in tables if key != lr.SOURCE_KEY)
     else:
-        clips = {camera: reader.read(0, [0], camera) for camera in cameras}
+        clips = {camera: reader.read(first, [0], camera) for camera in cameras}
         unknown = set(features) - (known - {*tables, *depth_keys.values()}) - set(lr.clip_features(clips))
         recorded = ()
     if unknown:
@@ -143,9 +162,64 @@ def output_format(
     for key in (*video_keys.values(), *depth_keys.values()):
         count = (meta.stats or {}).get(key, {}).get('count')
         weights[key] = 1.0 if count is None else float(np.ravel(count)[0]) / max(1, meta.total_frames)
-    return OutputFormat(
+    form = OutputFormat(
         meta.fps, meta.robot_type, copy.deepcopy(features), video_keys, depth_keys, recorded, weights
     )
+    _writing_options(form)
+    return form
+
+
+def _dropped(
+    path: Path, features: Mapping[str, dict], drop: Sequence[str], generated: Iterable[str]
+) -> list[str]:
+    """Which of `features` the wildcards of `drop` name. LeRobot's own columns are never among them."""
+    own = _default_features()
+    offered = [key for key in features if key not in own]
+    gone = []
+    for pattern in drop:
+        if pattern in own:
+            raise ValueError(f'--drop: {pattern} cannot be dropped: every LeRobot dataset has it')
+        found = fnmatch.filter(offered, pattern)
+        if not found:
+            raise ValueError(f'--drop: {path} has no {pattern}; it has {", ".join(offered)}')
+        gone += found
+    if needed := sorted(set(generated) & set(gone)):
+        raise ValueError(f'{path}: {", ".join(needed)} cannot be dropped: it is generated')
+    return gone
+
+
+def _video_info(feature: dict) -> dict:
+    """What is known of a feature's videos; datasets of old have it under another name."""
+    return feature.get('info') or feature.get('video_info') or {}
+
+
+def _writing_options(form: OutputFormat) -> dict:
+    """How `LeRobotDataset.create` writes videos like those of the source.
+
+    Raises:
+        IncompatibleDataset: LeRobot has one encoder for all pictures and one for all depth, and the source
+            needs several, or one that is not here.
+    """
+    from lerobot.configs import RGBEncoderConfig
+
+    shared = []
+    for keys in (form.video_keys.values(), form.depth_keys.values()):
+        infos = {
+            key: _video_info(form.features[key]) for key in keys if form.features[key]['dtype'] == 'video'
+        }
+        coded = {key: {name: info[name] for name in CODING if name in info} for key, info in infos.items()}
+        if any(one != other for one, other in itertools.pairwise(coded.values())):
+            raise lr.IncompatibleDataset(
+                f'the cameras of the source are coded differently, {coded}, which LeRobot cannot write: '
+                'generate those of one kind and drop the others (--cameras, --other-cameras drop)'
+            )
+        shared.append(next(iter(infos.values()), {}))
+    rgb, depth = shared
+    try:
+        encoder = RGBEncoderConfig.from_video_info(rgb) if rgb else RGBEncoderConfig(crf=lr.CRF)
+        return {'rgb_encoder': encoder, **lr.writing_options(depth)}
+    except ValueError as error:
+        raise lr.IncompatibleDataset(f'videos like those of the source cannot be written: {error}') from error
 
 
 def has_actions(features: Iterable[str]) -> bool:
@@ -187,12 +261,9 @@ def write_episode(
         OSError: also where LeRobot's encoder lost frames.
         ValueError: the episode has one frame, of which LeRobot makes no statistics; or values do not fit.
     """
-    from lerobot.configs import RGBEncoderConfig
     from lerobot.datasets import LeRobotDataset
 
     root = Path(root)
-    info = next((form.features[key].get('info') for key in form.video_keys.values()), None)
-    encoder = RGBEncoderConfig.from_video_info(info) if info else RGBEncoderConfig(crf=lr.CRF)
     own = {key: feature for key, feature in form.features.items() if key not in _default_features()}
     length = len(next(iter(views.values())))
     if length < 2:
@@ -205,8 +276,7 @@ def write_episode(
             features=copy.deepcopy(own),
             root=root,
             robot_type=form.robot_type,
-            rgb_encoder=encoder,
-            **lr.writing_options(),
+            **_writing_options(form),
         )
         lr.silence_encoders()
         for row in _rows(form, views, columns):
@@ -234,17 +304,29 @@ def _rows(form: OutputFormat, views: Mapping[str, InteractionClip], columns: Map
         camera: replace(clip, labels=None) if lr.MASKS_KEY.format(camera) in columns else clip
         for camera, clip in views.items()
     }
+    videos = {*form.video_keys.values(), *form.depth_keys.values()}
     for i, row in enumerate(lr.clip_rows(coded)):
         for camera, key in form.video_keys.items():
             row[key] = views[camera].frames[i]
         for camera, key in form.depth_keys.items():
             depth = views[camera].depth[i, :, :, None]
-            if form.features[key]['info'].get('depth_unit') == 'mm':
+            if _video_info(form.features[key]).get('depth_unit') == 'mm':
                 depth = (depth * 1000).round().astype(np.uint16)
             row[key] = depth
+        for key, value in row.items():
+            if isinstance(value, np.ndarray) and key in form.features and key not in videos:
+                row[key] = _as_feature(value, form.features[key])
         for key, values in columns.items():
             row[key] = values[i]
         yield row
+
+
+def _as_feature(value: np.ndarray, feature: dict) -> np.ndarray:
+    """Numbers of a clip in the type and shape of the source's column."""
+    dtype = np.dtype(feature['dtype'])
+    if value.dtype.kind == 'f' and dtype.kind != 'f':
+        value = np.rint(value)
+    return value.astype(dtype).reshape(feature['shape'])
 
 
 def _check_videos(root: Path, form: OutputFormat, meta, length: int) -> None:
@@ -256,11 +338,11 @@ def _check_videos(root: Path, form: OutputFormat, meta, length: int) -> None:
             with av.open(str(path)) as video:
                 if (frames := video.streams.video[0].frames) != length:
                     raise OSError(errno.EIO, f'{key}: {length} frames went in, {frames} arrived')
-        have, want = meta.features[key]['info'], form.features[key].get('info') or {}
-        for name in ('video.codec', 'video.pix_fmt', 'video.height', 'video.width'):
-            if want.get(name, have[name]) != have[name]:
+        have, want = meta.features[key]['info'], _video_info(form.features[key])
+        for name in ('video.height', 'video.width', *CODING):
+            if name in want and want[name] != have.get(name):
                 raise lr.IncompatibleDataset(
-                    f'{key}: {name} of the source is {want[name]}, the encoder here makes {have[name]}'
+                    f'{key}: {name} of the source is {want[name]}, the encoder here makes {have.get(name)}'
                 )
 
 
@@ -366,7 +448,7 @@ def _conform(root: Path, form: OutputFormat) -> None:
     for key, feature in form.features.items():
         features[key] = copy.deepcopy(feature)
         made = meta.features[key].get('info')
-        if feature['dtype'] == 'video':
+        if feature['dtype'] == 'video' and 'video_info' not in feature:
             info = feature.get('info') or made
             settings = {name: made[name] for name in VIDEO_ENCODER_INFO_KEYS if name in made}
             features[key]['info'] = {**info, **settings}
@@ -390,9 +472,9 @@ def joined_stats(root: str | Path, form: OutputFormat) -> dict[str, dict[str, np
     for key, feature in form.features.items():
         if feature['dtype'] in ('string', 'language', 'video', 'image'):
             continue
-        columns = [pq.read_table(path, columns=[key])[key] for path in tables]
-        values = np.concatenate([np.array(column.to_pylist(), np.float64) for column in columns])
-        values = values.reshape(len(values), *feature['shape'])
+        batches = (batch for path in tables for batch in pq.ParquetFile(path).iter_batches(columns=[key]))
+        values = np.concatenate([_numbers(batch[key]) for batch in batches])
+        values = values.reshape(-1, *feature['shape'])
         stats[key] = {
             'min': values.min(axis=0),
             'max': values.max(axis=0),
@@ -420,6 +502,13 @@ def joined_stats(root: str | Path, form: OutputFormat) -> dict[str, dict[str, np
             **_mixture_quantiles(points, share.ravel()),
         }
     return stats
+
+
+def _numbers(column) -> np.ndarray:
+    """(N,) float64 of an arrow column of numbers, or of lists of them one after the other."""
+    if hasattr(column, 'flatten'):
+        column = column.flatten()
+    return column.to_numpy(zero_copy_only=False).astype(np.float64)
 
 
 def _mixture_quantiles(points: np.ndarray, share: np.ndarray) -> dict[str, np.ndarray]:
@@ -470,19 +559,54 @@ def safe_eval_split(tasks: Sequence[str], held_out: Iterable[bool]) -> float:
     return split / 1e4
 
 
+def split_group(reader: EpisodeReader, index: int) -> str:
+    """Name of the demonstration that an episode shows, for `GROUP_KEY`.
+
+    An augmented source knows it already. '' where it has lost it: in a merge with what was not augmented.
+    """
+    if isinstance(reader, LeRobotReader):
+        if GROUP_KEY in reader.meta.episodes.column_names:
+            return reader.meta.episodes[GROUP_KEY][index] or ''
+        if group := reader.source(index).get('augmentation', {}).get('split_group'):
+            return group
+    return f'{reader.path.name}/{index}'
+
+
+def last_groups(tasks: Iterable[str], groups: Iterable[str], fraction: float) -> set[str]:
+    """The last `fraction` of each task's groups, rounded up, but never all of them.
+
+    Args:
+        tasks, groups: of each episode. A group is of the task of its first episode.
+    """
+    by_task: dict[str, dict[str, None]] = {}
+    seen: set[str] = set()
+    for task, group in zip(tasks, groups, strict=True):
+        if group not in seen:
+            by_task.setdefault(task, {})[group] = None
+            seen.add(group)
+    held = set()
+    for names in map(list, by_task.values()):
+        count = min(math.ceil(len(names) * fraction), len(names) - 1)
+        held.update(names[len(names) - count :])
+    return held
+
+
 def grouped_split(root: str | Path, fraction: float) -> dict[str, list[int]]:
     """Episodes for training and validation, with each recorded demonstration and its variants on one side.
 
-    The last `fraction` of each task's groups, rounded up, are for validation. The result is what
-    `lerobot.datasets.split_dataset` and `lerobot-edit-dataset --operation.type split` take as splits, and
-    `lerobot-train --dataset.episodes` as episodes.
+    The last `fraction` of each task's groups, rounded up, are for validation; a task of one group is for
+    training alone. The result is what `lerobot.datasets.split_dataset` and `lerobot-edit-dataset
+    --operation.type split` take as splits, and `lerobot-train --dataset.episodes` as episodes.
 
     Returns:
         {'train': episode indices, 'val': episode indices}.
 
     Raises:
-        ValueError: an episode is of no group; it was merged in, or a tool of LeRobot dropped the column.
+        ValueError: `fraction` is not between 0 and 1; each task has one group, so that nothing can be held
+            out; or an episode is of no group: it was merged in, or a tool of LeRobot dropped the column.
     """
+    if not 0 < fraction < 1:
+        raise ValueError(f'fraction: expected a number between 0 and 1, got {fraction}')
     episodes = lr.load_metadata(root).episodes
     groups = episodes[GROUP_KEY][:] if GROUP_KEY in episodes.column_names else [None] * len(episodes)
     if missing := [i for i, group in enumerate(groups) if not group]:
@@ -490,17 +614,9 @@ def grouped_split(root: str | Path, fraction: float) -> dict[str, list[int]]:
             f'{root}: episodes {missing[0]} to {missing[-1]} have no {GROUP_KEY}; augment with '
             '--include-source instead of merging, and split before other tools of LeRobot change the dataset'
         )
-    by_task: dict[str, dict[str, None]] = {}
-    seen: set[str] = set()
-    for tasks, group in zip(episodes['tasks'][:], groups, strict=True):
-        if group not in seen:
-            by_task.setdefault(tasks[0] if tasks else '', {})[group] = None
-            seen.add(group)
-    held = {
-        group
-        for names in map(list, by_task.values())
-        for group in names[len(names) - math.ceil(len(names) * fraction) :]
-    }
+    held = last_groups([tasks[0] if tasks else '' for tasks in episodes['tasks'][:]], groups, fraction)
+    if not held:
+        raise ValueError(f'{root}: expected a task with two demonstrations or more, got one of each')
     sides = {'train': [], 'val': []}
     for index, group in enumerate(groups):
         sides['val' if group in held else 'train'].append(index)

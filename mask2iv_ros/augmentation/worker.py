@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import json
 import math
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,14 +21,15 @@ import numpy as np
 from mask2iv_ros.augmentation import output
 from mask2iv_ros.clip import InteractionClip
 from mask2iv_ros.data import lerobot as lr
-from mask2iv_ros.data.episodes import open_dataset
+from mask2iv_ros.data.episodes import BadEpisode, open_dataset
 from mask2iv_ros.data.transfer import set_rate
 
 #: Makes an episode of one: {camera: clip} and a seed, which alone decides what is drawn -> {camera: clip}.
 Method = Callable[[Mapping[str, InteractionClip], int], dict[str, InteractionClip]]
 #: Measures an episode for the gates: source by camera, made by camera, and as the keyword `others` a list of
 #: what was kept of the variants before it, as read back -> values by gate; nan where nothing is to measure.
-#: If it has a method `reduced`, what that makes of a variant is kept of it instead of all.
+#: If it has a method `reduced`, what that makes of a variant is kept of it instead of all. If it, or the
+#: method, has a method `check`, that may refuse the source by the first frame of an episode.
 Measure = Callable[..., dict[str, float]]
 #: Loads what a worker needs; must be picklable for Ray.
 Build = Callable[[], tuple[Method, Measure | None]]
@@ -46,9 +49,10 @@ class Job:
             a source that has such.
         drop: names of features, with wildcards, that the output does without.
         include_source: whether each recorded episode comes before its variants.
-        hold_out: this fraction of each task's episodes, the last ones, gets no variants; with
+        hold_out: this fraction of each task's demonstrations, the last ones, gets no variants; with
             `include_source` they are the last of the output.
-        method: what else is known of the method (model, hash of its weights, edits), for provenance.
+        method: what else is known of the method (model, hash of its weights, edits), for provenance. Names of
+            folders and files ('model', 'name') may change when a job is continued.
         license: of the output, as an identifier of the Hugging Face Hub; None where unknown.
         options: of `open_dataset`.
     """
@@ -81,16 +85,20 @@ class Job:
 class Outcome:
     """What became of one variant of one episode (variant 0: as recorded).
 
-    `kind` is 'kept', 'rejected' (by a gate) or 'failed'; `passing` tells a failure of the machine, which may
-    be gone at the next try, from one of the episode.
+    `kind` is 'kept', 'rejected' (by a gate) or 'failed'. `cause` of a failure is 'episode', or what of the
+    machine failed: 'memory', 'worker' (it died), 'device' (an error of CUDA), 'disk' (full), or 'system'.
     """
 
     episode: int
     variant: int
     kind: str
     reason: str = ''
-    passing: bool = False
-    full_disk: bool = False
+    cause: str = 'episode'
+
+    @property
+    def passing(self) -> bool:
+        """Whether it is a failure that may be gone at the next try."""
+        return self.kind == 'failed' and self.cause != 'episode'
 
 
 @dataclass
@@ -114,14 +122,36 @@ class Worker:
         self.method, self.measure = None, None
 
     def ready(self) -> None:
-        """Load the model."""
+        """Load the model.
+
+        Raises:
+            ValueError: nothing measures, and there are thresholds; or the source is not what was trained on.
+        """
         if self.method is None:
             self.method, self.measure = self.build()
             if self.thresholds is not None and self.measure is None:
                 raise ValueError('expected something that measures, because there are thresholds; got none')
+            self._check_source()
+
+    def _check_source(self) -> None:
+        """Let method and measure refuse the first frame of the first episode that can be read."""
+        checks = [each.check for each in (self.method, self.measure) if hasattr(each, 'check')]
+        for episode in range(len(self.reader)) if checks else ():
+            with contextlib.suppress(BadEpisode):
+                cameras = self.names['generated']
+                views = {camera: self.reader.read(episode, [0], camera) for camera in cameras}
+                for clip in views.values():
+                    set_rate(clip, self.form.fps)
+                for check in checks:
+                    check(views)
+                return
 
     def run(self, episode: int, variants: Iterable[int]) -> Iterator[Outcome]:
-        """Make variants of an episode, each as it is finished; errors of an episode are outcomes too."""
+        """Make variants of an episode, each as it is finished; errors of an episode are outcomes too.
+
+        Raises:
+            IncompatibleDataset: what is written does not merge with the source; no other episode would.
+        """
         self.ready()
         views, others = None, {}
         for variant in variants:
@@ -133,7 +163,10 @@ class Worker:
                     views = self._read(episode)
                 yield self._make(views, others, episode, variant)
             except Exception as error:
-                yield failed(error, episode, variant)
+                outcome = failed(error, episode, variant)
+                if isinstance(error, lr.IncompatibleDataset) and not outcome.passing:
+                    raise
+                yield outcome
 
     def finished(self, episode: int, variant: int) -> Outcome | None:
         """The outcome of what is made already, by whoever."""
@@ -157,14 +190,20 @@ class Worker:
                 views[camera].source['earlier_augmentation'] = earlier
         return views
 
-    def _kept_before(self, others: dict[int, dict], episode: int, variant: int) -> list[dict]:
-        """Variants with lower numbers that passed: decoded, so that a continued job measures the same."""
+    def _kept_before(self, views: dict, others: dict[int, dict], episode: int, variant: int) -> list[dict]:
+        """Variants with lower numbers that passed: decoded, so that a continued job measures the same.
+
+        Where the output has no masks, those of the source stand in.
+        """
         for earlier in range(1, variant):
             part = self.parts / part_name(episode, earlier)
             if earlier not in others and part.is_dir():
                 with output.tables_cached_in(self.parts / f'.{part.name}.{uuid.uuid4().hex}'):
                     made = open_dataset(part)
-                    others[earlier] = {name: made.read(0, camera=name) for name in self.names['generated']}
+                    kept = {name: made.read(0, camera=name) for name in self.names['generated']}
+                for name, clip in kept.items():
+                    clip.labels = views[name].labels if clip.labels is None else clip.labels
+                others[earlier] = kept
                 if hasattr(self.measure, 'reduced'):
                     others[earlier] = self.measure.reduced(others[earlier])
         return [others[earlier] for earlier in sorted(others)]
@@ -176,7 +215,7 @@ class Worker:
             'source_dataset': dataset,
             'source_episode': episode,
             'source_name': name,
-            'split_group': f'{dataset}/{episode}',
+            'split_group': output.split_group(self.reader, episode),
             'mode': self.job.mode if variant else output.AS_RECORDED,
             'variant': variant,
         }
@@ -191,8 +230,8 @@ class Worker:
             record |= {'seed': seed, **self.job.method}
             record['draws'] = {camera: clip.source.get('augmentation') for camera, clip in generated.items()}
             if self.measure is not None:
-                kept = self._kept_before(others, episode, variant)
-                values = self.measure(source, generated, others=kept)
+                kept = self._kept_before(views, others, episode, variant)
+                values = _with_less_memory(self.measure, source, generated, others=kept)
                 record['gates'] = {key: None if math.isnan(v) else float(v) for key, v in values.items()}
                 failures = self.thresholds.failures(values) if self.thresholds else []
             made |= generated
@@ -229,21 +268,21 @@ def part_name(episode: int, variant: int) -> str:
     return f'episode_{episode:06d}_variant_{variant:03d}'
 
 
-def _with_less_memory(method: Method, views: Mapping[str, InteractionClip], seed: int):
-    """Call a method; where memory runs out, once more with all freed, and with half its `batch_size`."""
+def _with_less_memory(make: Callable, views: Mapping[str, InteractionClip], *args, **options):
+    """`make(views, ...)`; where memory runs out, once more with all freed, and with half its `batch_size`."""
     try:
-        return method(views, seed)
+        return make(views, *args, **options)
     except Exception as error:
         if not _is_out_of_memory(error):
             raise
     import torch
 
-    if getattr(method, 'batch_size', 1) > 1:
-        method.batch_size //= 2
+    if getattr(make, 'batch_size', 1) > 1:
+        make.batch_size //= 2
     gc.collect()
     torch.cuda.empty_cache()
     try:
-        return method(views, seed)
+        return make(views, *args, **options)
     except Exception as error:
         if not _is_out_of_memory(error):
             raise
@@ -254,27 +293,33 @@ def _with_less_memory(method: Method, views: Mapping[str, InteractionClip], seed
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    import torch
-
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    """Python's, the system's, torch's, or one of CUDA's libraries, which raise a RuntimeError."""
+    if isinstance(error, RuntimeError):
+        return re.search(r"can't allocate memory|out of memory|ALLOC_FAILED", str(error)) is not None
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
 def failed(error: Exception, episode: int, variant: int) -> Outcome:
     """The outcome of an error; on a full disk even a good file reads as damaged, which will pass."""
+    cause = _cause(error)
     told = str(error) if isinstance(error, (ValueError, OSError, MemoryError)) else repr(error)
-    full = lr.system_error(error) == errno.ENOSPC
-    if full and not isinstance(error, OSError):
+    if cause == 'disk' and not isinstance(error, OSError):
         told = f'{os.strerror(errno.ENOSPC)}: {told}'
-    return Outcome(
-        episode,
-        variant,
-        'failed',
-        f'{part_name(episode, variant)}: {told}',
-        passing=full or isinstance(error, (OSError, MemoryError)),
-        full_disk=full,
-    )
+    return Outcome(episode, variant, 'failed', f'{part_name(episode, variant)}: {told}', cause)
+
+
+def _cause(error: Exception) -> str:
+    """`Outcome.cause` of an error.
+
+    After an error of CUDA nothing works in its process, so it says nothing of the episode that met it.
+    """
+    if lr.system_error(error) == errno.ENOSPC:
+        return 'disk'
+    if _is_out_of_memory(error):
+        return 'memory'
+    if isinstance(error, RuntimeError) and re.search('cuda|cudnn|cublas|accelerator', repr(error).lower()):
+        return 'device'
+    return 'system' if isinstance(error, OSError) else 'episode'
 
 
 def in_each_frame(record: dict) -> dict:

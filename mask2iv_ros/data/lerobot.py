@@ -290,7 +290,6 @@ class LeRobotClipWriter:
         from lerobot.configs import RGBEncoderConfig
         from lerobot.datasets import LeRobotDataset
 
-        options = writing_options()
         self._staged_frames = 0
         if self.root.exists() and any(self.root.iterdir()):
             meta = load_metadata(self.root)
@@ -303,8 +302,9 @@ class LeRobotClipWriter:
             )
             self._old_videos = set(self.root.glob('videos/**/*.mp4'))
             shutil.copytree(self.root, self._staging, copy_function=self._link_or_copy)
+            depth_info = next((meta.features[key].get('info') for key in meta.depth_keys), None)
             self._dataset = LeRobotDataset.resume(
-                self.root.name, root=self._staging, rgb_encoder=encoder, **options
+                self.root.name, root=self._staging, rgb_encoder=encoder, **writing_options(depth_info)
             )
         else:
             rate = next(iter(views.values())).fps
@@ -319,7 +319,7 @@ class LeRobotClipWriter:
                 root=self._staging,
                 robot_type=self.robot_type,
                 rgb_encoder=RGBEncoderConfig(crf=CRF),
-                **options,
+                **writing_options(),
             )
         silence_encoders()
 
@@ -386,17 +386,23 @@ class LeRobotClipWriter:
         self._recover()
 
 
-def writing_options() -> dict:
-    """How `LeRobotDataset.create` and `resume` write a dataset episode by episode."""
+def writing_options(depth_info: Mapping | None = None) -> dict:
+    """How `LeRobotDataset.create` and `resume` write a dataset episode by episode.
+
+    Args:
+        depth_info: 'info' of the depth features that are there already: how metres became what a video holds.
+    """
     from lerobot.configs import DepthEncoderConfig
 
-    # LeRobot's own option, and none of the encoder's ten lines a video
-    quiet = {'x265-params': 'lossless=1:log-level=none'}
+    depth_encoder = DepthEncoderConfig.from_video_info(depth_info)
+    options = depth_encoder.extra_options
+    if 'x265-params' in options and 'log-level' not in options['x265-params']:  # ten lines a video
+        depth_encoder.extra_options = {**options, 'x265-params': f'{options["x265-params"]}:log-level=none'}
     return {
         'video_backend': 'pyav',
         'streaming_encoding': True,
         'encoder_queue_maxsize': 0,  # no limit: LeRobot drops frames that its encoder is too slow for
-        'depth_encoder': DepthEncoderConfig(extra_options=quiet),
+        'depth_encoder': depth_encoder,
     }
 
 
