@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip('lerobot')
 
+from lerobot.configs import DepthEncoderConfig
 from lerobot.datasets import LeRobotDataset, delete_episodes, merge_datasets
 from lerobot.utils.feature_utils import dataset_to_policy_features
 
@@ -22,9 +23,12 @@ from mask2iv_ros.data.episodes import BadEpisode, Episode, UnknownLayout, open_d
 from mask2iv_ros.data.lerobot import (
     IncompatibleDataset,
     LeRobotClipWriter,
+    clip_features,
+    clip_rows,
     decode_masks,
     encode_masks,
     resolve_dataset_dir,
+    writing_options,
 )
 
 
@@ -145,6 +149,26 @@ def test_depth_comes_back_in_metres_and_invalid_depth_as_zero(tmp_path):
     reader.with_depth = False
     shutil.rmtree(tmp_path / 'data/videos/observation.images.front_depth')
     assert reader.read(0).depth is None
+
+
+def test_appended_depth_is_coded_as_that_which_is_there(tmp_path):
+    clip = make_clip()
+    clip.depth = np.full(clip.labels.shape, 0.53, np.float32)
+    encoder = DepthEncoderConfig(depth_min=0.2, depth_max=2.0, use_log=False)
+    dataset = LeRobotDataset.create(
+        'data',
+        fps=round(clip.fps),
+        features=clip_features({'front': clip}, depth=True),
+        root=tmp_path / 'data',
+        **{**writing_options(), 'depth_encoder': encoder},
+    )
+    for row in clip_rows({'front': clip}, depth=True):
+        dataset.add_frame(row)
+    dataset.save_episode()
+    dataset.finalize()
+    write(tmp_path / 'data', clip, depth=True)
+    for read in read_clips(tmp_path / 'data'):
+        np.testing.assert_allclose(read.depth, clip.depth, atol=1e-3)
 
 
 def test_appending_keeps_what_was_there(tmp_path):
