@@ -634,7 +634,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         default=0.0,
         metavar='FRACTION',
-        help="make no variants of each task's last episodes, for validation with LeRobot's eval_split",
+        help="make no variants of each task's last demonstrations, for validation with LeRobot's eval_split",
     )
     sub.add_argument('--seed', type=int, default=0, help='of everything that is drawn')
     sub.add_argument('--steps', type=int, default=0, help='denoising steps a stage; 0: as the model says')

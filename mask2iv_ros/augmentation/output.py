@@ -138,9 +138,8 @@ def output_format(
         for key, feature in features.items()
         if feature['dtype'] not in ('video', 'image', 'language') and key not in _default_features()
     ]
-    if nested := [
-        key for key in tables if len(features[key]['shape']) > 1
-    ]:  # its merge fails on them (0.6.1)
+    nested = [key for key in tables if len(features[key]['shape']) > 1]
+    if nested:  # LeRobot 0.6.1 fails when it merges them
         raise ValueError(
             f'{reader.path}: LeRobot joins no episodes with columns of several dimensions, such as '
             f'{", ".join(nested)}; drop them (--drop)'

@@ -200,6 +200,7 @@ class Worker:
             if earlier not in others and part.is_dir():
                 with output.tables_cached_in(self.parts / f'.{part.name}.{uuid.uuid4().hex}'):
                     made = open_dataset(part)
+                    made.with_depth = False
                     kept = {name: made.read(0, camera=name) for name in self.names['generated']}
                 for name, clip in kept.items():
                     clip.labels = views[name].labels if clip.labels is None else clip.labels
