@@ -379,6 +379,14 @@ def test_another_kind_of_source_gives_what_import_would_write(tmp_path):
     np.testing.assert_array_equal(ours.hf_dataset['action'], imported.hf_dataset['action'])
 
 
+def test_features_are_dropped_from_another_kind_of_source_too(tmp_path):
+    write_trajectory(tmp_path / 'bridge', images=9, masks=True)
+    augment(Job(str(tmp_path / 'bridge'), drop=('annotation.*',)), tmp_path / 'out', lambda: (Tint(), None))
+    features = read(tmp_path / 'out').meta.features
+    assert not any(key.startswith('annotation') for key in features)
+    assert {'action', 'observation.images.images0', 'timestamp'} <= set(features)
+
+
 def test_a_damaged_first_episode_does_not_end_the_job(tmp_path):
     for number in range(2):
         folder = write_trajectory(tmp_path / 'bridge', f'traj{number}', images=9, masks=True)
