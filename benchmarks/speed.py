@@ -39,7 +39,7 @@ from mask2iv_ros.models.openclip import OpenCLIPImageProcessor, openclip_tokeniz
 from mask2iv_ros.models.resampler import Resampler
 from mask2iv_ros.models.scheduling_ddim import RescaledDDIMScheduler
 from mask2iv_ros.models.unet import DynamiCrafterUNet
-from mask2iv_ros.pipelines import load_pipeline
+from mask2iv_ros.pipelines import components, load_pipeline
 from mask2iv_ros.pipelines.loading import choose_device
 from mask2iv_ros.pipelines.mask2iv import Mask2IVPipeline
 from mask2iv_ros.planning.generate import generate_plans
@@ -181,12 +181,14 @@ class Row:
             if isinstance(network, torch.nn.Module):
                 network.requires_grad_(False)  # torch's counter of FLOPs does not go with no_grad alone
         self.pipeline, self.request, self.runs, self.memory = pipeline, request(steps, masks_only), [], 0
+        components.TEXT_TOKENS.clear()
         with FlopCounterMode(display=False) as counter, Parts(pipeline, counter) as parts:
             generate_plans(pipeline, self.request)
         self.flops, self.bytes = dict(parts.flops), dict(parts.bytes)
 
     def run(self) -> None:
         reset_peak_memory(self.pipeline.device)
+        components.TEXT_TOKENS.clear()  # the text is new each time
         with Parts(self.pipeline) as parts:
             start = time.perf_counter()
             clock = generate_plans(self.pipeline, self.request)[0].timings

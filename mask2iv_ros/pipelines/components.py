@@ -13,9 +13,9 @@ CHANGE_RANGE = (8, 40)
 #: Pixels that go through the VAE at once, to bound its memory: three frames of 320 x 512.
 VAE_PIXELS = 2**19
 
-#: Texts whose tokens are kept; those of OpenCLIP ViT-H take 0.3 MB a text.
+#: Tokens of the newest texts by text encoder, and how many are kept; OpenCLIP ViT-H's take 0.3 MB a text.
+TEXT_TOKENS: WeakKeyDictionary = WeakKeyDictionary()
 KEPT_TEXTS = 64
-_TEXT_TOKENS: WeakKeyDictionary = WeakKeyDictionary()
 
 
 def images_to_tensor(images: np.ndarray, device: torch.device | None = None) -> torch.Tensor:
@@ -94,7 +94,7 @@ def encode_text(pipeline, texts: list[str]) -> torch.Tensor:
     The tokens of the newest texts are kept. So that they are the same whoever asked first, each text is
     encoded on its own and outside of autocast.
     """
-    kept = _TEXT_TOKENS.setdefault(pipeline.text_encoder, {})
+    kept = TEXT_TOKENS.setdefault(pipeline.text_encoder, {})
     place = (pipeline._execution_device, pipeline.text_encoder.dtype)
     for text in dict.fromkeys(texts):
         tokens = kept.pop((text, *place), None)
