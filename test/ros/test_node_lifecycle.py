@@ -109,6 +109,17 @@ def test_corrupt_weights_fail_configure_with_a_reason(node, peer, tiny_model, tm
     assert f'Cannot load the model {corrupt}' in node.log.read_text()
 
 
+def test_a_model_that_cannot_generate_fails_configure_with_a_reason(node, peer, tiny_model, tmp_path):
+    broken = tmp_path / 'broken'
+    shutil.copytree(tiny_model, broken)
+    config = broken / 'model_index.json'
+    config.write_text(json.dumps(json.loads(config.read_text()) | {'video_residual_scale': 'nonsense'}))
+    assert set_parameter(peer, 'model', string=str(broken)) == ''
+    assert not change(peer, 'configure')
+    assert state(peer) == State.PRIMARY_STATE_UNCONFIGURED
+    assert f'Cannot load the model {broken}' in node.log.read_text()
+
+
 def test_a_device_that_is_not_there_fails_configure(node, peer, tiny_model):
     assert set_parameter(peer, 'model', string=str(tiny_model)) == ''
     assert set_parameter(peer, 'device', string='cuda:77') == ''
@@ -234,23 +245,6 @@ def test_a_request_that_brings_all_it_needs_waits_for_no_topic(node, peer, scene
     assert generate(peer, **scene).error_code == GenerateInteraction.Response.NO_TASK_OR_GOAL
     assert time.monotonic() - start < 1.5  # others wait until 2 s after activation
     peer.node.destroy_publisher(silent)
-
-
-def test_a_model_that_fails_while_it_generates_is_named(node, peer, tiny_model, tmp_path, scene):
-    broken = tmp_path / 'broken'
-    shutil.copytree(tiny_model, broken)
-    config = broken / 'model_index.json'
-    config.write_text(json.dumps(json.loads(config.read_text()) | {'video_residual_scale': 'nonsense'}))
-    assert change(peer, 'deactivate')
-    assert change(peer, 'cleanup')
-    assert set_parameter(peer, 'model', string=str(broken)) == ''
-    assert change(peer, 'configure')
-    assert change(peer, 'activate')
-    answer = generate(peer, **scene, task='push')
-    assert answer.error_code == GenerateInteraction.Response.GENERATION_FAILED
-    assert 'Error: ' in answer.error_msg
-    answer = generate(peer, **scene, task='push', trajectory_only=True)
-    assert answer.error_code == GenerateInteraction.Response.NONE
 
 
 def test_a_request_that_nobody_waits_for_is_dropped(node, peer, scene):
