@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import shutil
 import sys
@@ -29,7 +28,7 @@ from mask2iv_ros.augmentation.card import dataset_card
 from mask2iv_ros.augmentation.executors import EXECUTORS
 from mask2iv_ros.augmentation.worker import Build, Job, Outcome, Worker, failed, part_name, write_json
 from mask2iv_ros.data.episodes import BadEpisode, EpisodeReader, files_id, open_dataset
-from mask2iv_ros.data.lerobot import load_metadata, system_error
+from mask2iv_ros.data.lerobot import load_metadata, locked, system_error
 
 #: Episodes in a row that find the disk full, or the GPU in error, before the job stops: all others would.
 PATIENCE = 3
@@ -122,7 +121,7 @@ def augment(
             f'{", ".join(found[:3])}. Move it, or choose another name for the output'
         )
     parts.mkdir(parents=True, exist_ok=True)
-    with _locked(parts):
+    with locked(parts / 'lock', f'augments into {parts}'):
         if any(parts.glob('episode_*')) and (parts / 'job.json').is_file():
             _refuse_other(parts, json.loads((parts / 'job.json').read_text()), identity)
         write_json(parts / 'job.json', identity)
@@ -374,13 +373,3 @@ def _differences(have, want, name: str = '') -> Iterator[str]:
             yield from _differences(have.get(key), want.get(key), f'{name}.{key}' if name else key)
     elif have != want:
         yield f'{name}: {have!r} there, {want!r} now'
-
-
-@contextlib.contextmanager
-def _locked(parts: Path) -> Iterator[None]:
-    with open(parts / 'lock', 'w') as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(error.errno, f'another process augments into {parts}') from None
-        yield

@@ -190,6 +190,17 @@ def _encode_camera(camera: Camera | None) -> str:
     )
 
 
+@contextlib.contextmanager
+def locked(file: Path, told: str) -> Iterator[None]:
+    """Hold the lock `file`. Raises BlockingIOError 'another process `told`' if another process does."""
+    with open(file, 'w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(error.errno, f'another process {told}') from None
+        yield
+
+
 class LeRobotClipWriter:
     """Writes clips as episodes of the dataset at `root`; appends if there is one.
 
@@ -217,12 +228,8 @@ class LeRobotClipWriter:
         self._staging = self._sibling('staging')
         self._dataset, self._checked = None, False
         self.root.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self._sibling('lock'), 'w')  # noqa: SIM115 (open as long as the writer)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise BlockingIOError(error.errno, f'another process is writing {self.root}') from None
+        self._lock = contextlib.ExitStack()  # until `close`
+        self._lock.enter_context(locked(self._sibling('lock'), f'is writing {self.root}'))
         self._recover()
 
     def __enter__(self) -> LeRobotClipWriter:

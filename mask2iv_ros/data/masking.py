@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import gzip
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -230,7 +228,7 @@ class _MaskedCopy:
         if self.reader.path.resolve() in (self.out, *self.out.parents):
             raise ValueError(f'{self.out} is in the source, which is never written to')
         self.drawn.mkdir(parents=True, exist_ok=True)
-        with self._locked():
+        with lr.locked(self.drawn / 'lock', f'segments into {self.out}'):
             self._recover()
             made = json.loads(self._sidecar.read_text()) if self._sidecar.is_file() else {}
             if self.out.is_dir() and any(self.out.iterdir()):
@@ -306,15 +304,6 @@ class _MaskedCopy:
             self._sibling('old').rename(self.out)
         for role in ('old', 'new'):
             shutil.rmtree(self._sibling(role), ignore_errors=True)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        with open(self.drawn / 'lock', 'w') as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BlockingIOError(error.errno, f'another process segments into {self.out}') from None
-            yield
 
 
 def _unpack(path: Path) -> dict:

@@ -61,7 +61,7 @@ from mask2iv_ros.ros.parameters import TABLE, declare_parameters, declare_reliab
 from mask2iv_ros.ros.perception_buffer import PerceptionBuffer
 from mask2iv_ros.ros.plan_player import PlanPlayer
 from mask2iv_ros.ros.requests import INPUTS, Limits, read_request
-from mask2iv_ros.ros.transport import use_large_shared_memory
+from mask2iv_ros.ros.transport import offered_by_all, use_large_shared_memory
 from mask2iv_ros.srv import ExportDemonstration
 from mask2iv_ros.srv import GenerateInteraction as GenerateService
 
@@ -315,15 +315,11 @@ class Mask2IVNode(LifecycleNode):
         for name, subscription in list(self._inputs.items()):
             offers = [p.qos_profile for p in self.get_publishers_info_by_topic(subscription.topic_name)]
             wanted = self._value(self._reliability_parameter(name))
-            if wanted == 'auto':
-                is_reliable = bool(offers) and all(
-                    offer.reliability == ReliabilityPolicy.RELIABLE for offer in offers
-                )
-                wanted = 'reliable' if is_reliable else 'best_effort'
-            reliability = ReliabilityPolicy[wanted.upper()]
-            latched = [offer.durability == DurabilityPolicy.TRANSIENT_LOCAL for offer in offers]
-            is_latched = reliability == ReliabilityPolicy.RELIABLE and latched and all(latched)
-            durability = DurabilityPolicy.TRANSIENT_LOCAL if is_latched else DurabilityPolicy.VOLATILE
+            reliability, durability = offered_by_all(offers)
+            if wanted != 'auto':
+                reliability = ReliabilityPolicy[wanted.upper()]
+            if reliability != ReliabilityPolicy.RELIABLE:
+                durability = DurabilityPolicy.VOLATILE
             asked = subscription.qos_profile
             if (asked.reliability, asked.durability) != (reliability, durability):
                 self._subscribe(name, reliability, durability)

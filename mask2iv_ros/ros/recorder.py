@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile
 from rclpy.serialization import deserialize_message
 from std_srvs.srv import Trigger
 
@@ -17,6 +17,7 @@ from mask2iv_ros.data.rosbag import Contract, Timeline, build_clip, has_stamp
 from mask2iv_ros.image_messages import read_stamp
 from mask2iv_ros.ros.parameters import Row, declare_parameters
 from mask2iv_ros.ros.sim_camera import run
+from mask2iv_ros.ros.transport import offered_by_all
 
 TABLE = (
     Row('contract', '', 'YAML file of topics, see config/recording.yaml.', read_only=True),
@@ -65,14 +66,8 @@ class Recorder(Node):
         self._begin = self.get_clock().now().nanoseconds
         self._is_cut = False
         for topic, found in offers.items():
-            profiles = [offer.qos_profile for offer in found]
-            is_reliable = all(p.reliability == ReliabilityPolicy.RELIABLE for p in profiles)
-            is_latched = all(p.durability == DurabilityPolicy.TRANSIENT_LOCAL for p in profiles)
-            quality = QoSProfile(
-                depth=100,
-                reliability=ReliabilityPolicy.RELIABLE if is_reliable else ReliabilityPolicy.BEST_EFFORT,
-                durability=DurabilityPolicy.TRANSIENT_LOCAL if is_latched else DurabilityPolicy.VOLATILE,
-            )
+            reliability, durability = offered_by_all([offer.qos_profile for offer in found])
+            quality = QoSProfile(depth=100, reliability=reliability, durability=durability)
             self._recording.append(
                 self.create_subscription(types[topic], topic, self._keeper(topic), quality, raw=True)
             )
