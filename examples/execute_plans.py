@@ -24,6 +24,7 @@ import rclpy
 from geometry_msgs.msg import PoseStamped
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.qos import QoSProfile
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Float64MultiArray, Header
@@ -36,8 +37,7 @@ from mask2iv_ros.planning.execution import Observation
 from mask2iv_ros.planning.rollout import MAX_STEPS, Planned, execute
 from mask2iv_ros.ros.client import InteractionClient, InteractionError
 from mask2iv_ros.ros.sim_camera import TOPICS
-from mask2iv_ros.ros.sim_robot import LATCHED
-from mask2iv_ros.ros.transport import use_large_shared_memory
+from mask2iv_ros.ros.transport import offered_by_all, use_large_shared_memory
 
 
 class TopicRobot:
@@ -60,12 +60,12 @@ class TopicRobot:
         self._images = {name: deque(maxlen=10) for name in TOPICS}
         for name, kind in TOPICS.items():
             images = self._images[name]
-            node.create_subscription(kind, name, lambda m, images=images: images.append(m), 5)
-        latched = {'camera_pose': PoseStamped, 'success': Bool, 'gripper': JointState, 'hand': PoseStamped}
-        for name, kind in latched.items():
-            node.create_subscription(kind, name, lambda m, name=name: self._state.update({name: m}), LATCHED)
+            self._subscribe(node, kind, name, lambda m, images=images: images.append(m))
+        states = {'camera_pose': PoseStamped, 'success': Bool, 'gripper': JointState, 'hand': PoseStamped}
+        for name, kind in states.items():
+            self._subscribe(node, kind, name, lambda m, name=name: self._state.update({name: m}))
         self._commands = node.create_publisher(Float64MultiArray, 'commands', 10)
-        self._wait(lambda: self._state.keys() == latched.keys(), 'hand, gripper, success and camera_pose')
+        self._wait(lambda: self._state.keys() == states.keys(), 'hand, gripper, success and camera_pose')
         self._wait(lambda: self._commands.get_subscription_count(), 'somebody who listens to commands')
 
     @property
@@ -126,6 +126,15 @@ class TopicRobot:
             return hand > before and gripper == hand
 
         self._wait(moved, 'hand and gripper of one stamp after a command')
+
+    def _subscribe(self, node: Node, kind: type, topic: str, callback: Callable):
+        """Listen as its publishers send: cameras are often best effort, states latched or not."""
+        self._wait(lambda: node.get_publishers_info_by_topic(topic), f'a publisher of {topic}')
+        reliability, durability = offered_by_all(
+            [publisher.qos_profile for publisher in node.get_publishers_info_by_topic(topic)]
+        )
+        quality = QoSProfile(depth=5, reliability=reliability, durability=durability)
+        node.create_subscription(kind, topic, callback, quality)
 
     def _wait(self, condition: Callable[[], bool], what: str):
         end = time.monotonic() + self._patience

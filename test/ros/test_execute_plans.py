@@ -1,15 +1,20 @@
 """The executor example commands a robot over topics: a simulated one in a process of its own."""
 
 import sys
+import threading
 
 import numpy as np
 import pytest
 import rclpy
-from std_msgs.msg import Float64MultiArray
+from geometry_msgs.msg import PoseStamped
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool, Float64MultiArray
 
 from mask2iv_ros.labels import ACTOR, OBJECT
 from mask2iv_ros.planning.rollout import Planned, execute
 from mask2iv_ros.ros.client import InteractionClient
+from mask2iv_ros.ros.sim_camera import TOPICS
 from ros_harness import TEST_FOLDER
 
 sys.path.insert(0, str(TEST_FOLDER.parent / 'examples'))
@@ -66,6 +71,35 @@ def test_a_command_that_is_none_is_named_and_moves_nothing(robot, simulation, pe
     publisher.publish(Float64MultiArray(data=[1.0, float('nan'), 0.0, 0.0]))
     simulation.wait_for('commands: expected 4 finite numbers')
     np.testing.assert_array_equal(robot.observe().hand, before)
+
+
+@pytest.mark.parametrize('quality', [qos_profile_sensor_data, QoSProfile(depth=1)])
+def test_a_robot_is_heard_as_it_sends(quality):
+    """Cameras are often best effort, and states rarely latched."""
+    states = {'camera_pose': PoseStamped, 'success': Bool, 'gripper': JointState, 'hand': PoseStamped}
+    context = rclpy.Context()
+    rclpy.init(context=context, signal_handler_options=rclpy.SignalHandlerOptions.NO)
+    sender = rclpy.create_node('sender', context=context, namespace='other')
+    publishers = [
+        (sender.create_publisher(kind, topic, quality), kind) for topic, kind in {**TOPICS, **states}.items()
+    ]
+    sender.create_subscription(Float64MultiArray, 'commands', lambda _message: None, 1)
+    stop = threading.Event()
+
+    def send():
+        while not stop.wait(0.05):
+            for publisher, kind in publishers:
+                publisher.publish(kind())
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        listener = rclpy.create_node('listener', context=context, namespace='other')
+        assert not TopicRobot(listener, patience=20.0).success
+    finally:
+        stop.set()
+        thread.join()
+        rclpy.try_shutdown(context=context)
 
 
 def test_plans_of_the_node_are_executed(robot, start_node, tiny_model):
