@@ -1,5 +1,7 @@
 """The pipelines: save and load, seeds, inputs, callbacks, and one frame's rules."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -341,13 +343,42 @@ def test_wrong_inputs_of_stage_2_are_named(pipeline, scene, change, message):
 
 
 def test_goal_condition_has_first_mask_zeros_and_goal():
-    first, goal = torch.ones(2, 4, 3, 5), torch.full((2, 4, 3, 5), 2.0)
-    condition = trajectory_condition(first, goal, 6)
-    assert condition.shape == (2, 4, 6, 3, 5)
-    assert (condition[:, :, 0] == 1).all()
-    assert (condition[:, :, 1:-1] == 0).all()
-    assert (condition[:, :, -1] == 2).all()
-    assert (trajectory_condition(first, None, 6) == 1).all()
+    first, goal, image = (torch.full((2, 4, 3, 5), float(i)) for i in (1, 2, 3))
+    condition = trajectory_condition(first, goal, image, 6, False)
+    assert condition.shape == (2, 8, 6, 3, 5)
+    assert (condition[:, :4, 0] == 1).all()
+    assert (condition[:, :4, 1:-1] == 0).all()
+    assert (condition[:, :4, -1] == 2).all()
+    assert (condition[:, 4:] == 3).all()
+    assert (trajectory_condition(first, None, image, 6, False)[:, :4] == 1).all()
+
+
+def test_a_goal_with_channels_of_its_own_is_seen_in_all_frames():
+    first, goal, image = (torch.full((2, 4, 3, 5), float(i)) for i in (1, 2, 3))
+    with_goal = trajectory_condition(first, goal, image, 6, True)
+    without = trajectory_condition(first, None, image, 6, True)
+    assert with_goal.shape == without.shape == (2, 12, 6, 3, 5)
+    for channels, value in ((slice(4), 1), (slice(4, 8), 3)):
+        assert (with_goal[:, channels] == value).all()
+        assert (without[:, channels] == value).all()
+    assert (with_goal[:, 8:] == 2).all()
+    assert (without[:, 8:] == 0).all()
+
+
+def test_new_goal_channels_change_nothing_until_they_are_trained(pipeline, scene):
+    stage = copy.deepcopy(pipeline).trajectory
+    goal = np.roll(lb.without_actor(scene['labels']), 8, axis=2)
+
+    def predict(**more) -> torch.Tensor:
+        return stage(**scene, task='open', generator=seeded(), output_type='latent', **more).labels
+
+    before = predict()
+    stage.unet.widen_input(4)
+    assert stage.goal_channels
+    torch.testing.assert_close(predict(goal=goal), before)
+    torch.nn.init.normal_(stage.unet.conv_in.weight[:, -4:])
+    torch.testing.assert_close(predict(), before)  # without a goal they are zero
+    assert (predict(goal=goal) - before).abs().max() > 1e-3
 
 
 def test_residual_target_of_zero_repeats_the_first_mask(pipeline, scene):

@@ -326,6 +326,14 @@ class TestTrajectoryInputs:
         assert not condition[:, :4, 1:-1].any()
         assert not text.any()
 
+    def test_a_goal_with_channels_of_its_own_is_seen_by_those_who_have_one(self, tmp_path, data, init):
+        mask_alone = {'text_only': 0, 'goal_only': 0.5, 'goal_box': 0, 'goal_point': 0, 'no_actor': 0}
+        recipe = make_recipe(tmp_path, data, init, goal_channels=True, conditions=mask_alone)
+        stage = recipe.stage_trainer('trajectory')
+        goals = torch.from_numpy(stage.latents['goals'][np.arange(4), 0].astype(np.float32))
+        *_, condition, _text, _features = stage._inputs(np.arange(4), torch.Generator().manual_seed(0))
+        torch.testing.assert_close(condition[:, -4:], goals.unsqueeze(2).expand_as(condition[:, -4:]))
+
     def test_an_unseen_actor_is_missing_from_the_condition_and_kept_in_the_target(self, tmp_path, data, init):
         stage = self.stage(tmp_path, data, init, text_only=1, no_actor=1)
         target, first, condition, *_ = stage._inputs(np.array([1]), torch.Generator().manual_seed(0))
@@ -607,6 +615,22 @@ class TestConfigurations:
         pipeline = load_pipeline(recipe.assemble(), 'cpu', torch.float32)
         assert pipeline.trajectory_image_projector.config.num_queries == 1
         assert pipeline.config.trajectory_residual_scale is None
+
+    def test_a_network_gets_goal_channels_and_keeps_them(self, tmp_path, data, init):
+        recipe = make_recipe(tmp_path / 'first', data, init, goal_channels=True)
+        assert recipe.train('trajectory')
+        model = recipe.assemble()
+        pipeline = load_pipeline(model, 'cpu').trajectory
+        assert pipeline.goal_channels
+        assert pipeline.unet.conv_in.weight[:, -4:].any()
+        again = make_recipe(tmp_path / 'second', data, model)
+        assert again.stage_trainer('trajectory').pipeline.goal_channels
+        with pytest.raises(ValueError, match=r'goal_channels: False, but the model .* has them'):
+            make_recipe(tmp_path / 'third', data, model, goal_channels=False).stage_trainer('trajectory')
+        with pytest.raises(ValueError, match='goal_channels: a LoRA does not'):
+            make_recipe(tmp_path / 'fourth', data, init, goal_channels=True, trained='lora').stage_trainer(
+                'trajectory'
+            )
 
     def test_a_network_goes_on_with_the_targets_it_was_made_for(self, tmp_path, data, init):
         with pytest.raises(ValueError, match=r'residual: True, but the model .* residual_scale None'):

@@ -543,6 +543,15 @@ class DynamiCrafterUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixi
         self.conv_norm_out = GroupNorm(norm_num_groups, channels)
         self.conv_out = zero_init(nn.Conv2d(channels, out_channels, 3, padding=1))
 
+    def widen_input(self, channels: int) -> None:
+        """See so many channels more, behind the others; their weights are zero, so nothing changes."""
+        conv = nn.Conv2d(self.conv_in.in_channels + channels, self.conv_in.out_channels, 3, padding=1)
+        with torch.no_grad():
+            conv.weight.zero_()[:, :-channels] = self.conv_in.weight
+            conv.bias.copy_(self.conv_in.bias)
+        self.conv_in = conv.to(self.conv_in.weight)
+        self.register_to_config(in_channels=conv.in_channels)
+
     def forward(
         self,
         sample: torch.Tensor,

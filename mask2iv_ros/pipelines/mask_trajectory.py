@@ -30,17 +30,30 @@ class MaskTrajectoryPipelineOutput(BaseOutput):
     labels: np.ndarray | torch.Tensor
 
 
-def trajectory_condition(first: torch.Tensor, goal: torch.Tensor | None, num_frames: int) -> torch.Tensor:
-    """Mask condition (B, C, T, h, w) of stage 1.
+def trajectory_condition(
+    first: torch.Tensor, goal: torch.Tensor | None, image: torch.Tensor, num_frames: int, goal_channels: bool
+) -> torch.Tensor:
+    """All that stage 1 sees beside the noise: (B, 2 C or 3 C, T, h, w), masks before images.
 
-    Text mode repeats the first mask's latent (B, C, h, w) over all frames. With a goal, frame 0 holds the
-    first mask, the last frame the goal, and the frames between are zero latents (Mask2IV, position mode).
+    As in Mask2IV, text mode repeats the first mask's latent (B, C, h, w) over all frames; with a goal, frame
+    0 holds the first mask, the last frame the goal, and the frames between are zero latents (position mode).
+
+    With `goal_channels`, all frames hold first mask and goal, the goal in channels of its own behind the
+    image, which are zero without a goal.
     """
-    if goal is None:
-        return first.unsqueeze(2).expand(-1, -1, num_frames, -1, -1)
-    condition = first.new_zeros(*first.shape[:2], num_frames, *first.shape[2:])
-    condition[:, :, 0], condition[:, :, -1] = first, goal
-    return condition
+
+    def repeat(latents: torch.Tensor) -> torch.Tensor:
+        return latents.unsqueeze(2).expand(-1, -1, num_frames, -1, -1)
+
+    masks = repeat(first)
+    if goal_channels:
+        return torch.cat(
+            [masks, repeat(image), repeat(torch.zeros_like(first) if goal is None else goal)], dim=1
+        )
+    if goal is not None:
+        masks = torch.zeros_like(masks)
+        masks[:, :, 0], masks[:, :, -1] = first, goal
+    return torch.cat([masks, repeat(image)], dim=1)
 
 
 class MaskTrajectoryPipeline(DiffusionPipeline):
@@ -95,6 +108,11 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
             fps=fps,
             residual_scale=residual_scale,
         )
+
+    @property
+    def goal_channels(self) -> bool:
+        """The UNet sees the goal in channels of its own, see `trajectory_condition`; the paper's does not."""
+        return self.unet.config.in_channels == 4 * self.vae.config.latent_channels
 
     @property
     def num_timesteps(self) -> int:
@@ -183,13 +201,15 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
         text_tokens = encode_text(self, tasks).to(self.unet.dtype)
         image_tokens = encode_first_frame(self, image, image_latents)
         dtype = self.unet.dtype
-        frames = image_latents.unsqueeze(2).expand(-1, -1, num_frames, -1, -1)
-        condition = torch.cat([trajectory_condition(first, goal_latents, num_frames), frames], dim=1)
+
+        def conditioned(goal: torch.Tensor | None) -> torch.Tensor:
+            return trajectory_condition(first, goal, image_latents, num_frames, self.goal_channels)
+
+        condition = conditioned(goal_latents)
         fps_condition = torch.full((len(image),), round(fps or self.config.fps), device=device)
         is_guided = guidance_scale != 1
         if is_guided:  # the first half of the batch sees neither text nor goal
-            without = torch.cat([trajectory_condition(first, None, num_frames), frames], dim=1)
-            condition = torch.cat([without, condition])
+            condition = torch.cat([conditioned(None), condition])
             no_text = encode_text(self, [''] * len(image)).to(self.unet.dtype)
             text_tokens = torch.cat([no_text, text_tokens])
             fps_condition = fps_condition.repeat(2)
@@ -204,7 +224,7 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         latents = latents.to(device) * self.scheduler.init_noise_sigma
 
-        # 4. Denoise; channel order noise, mask, image
+        # 4. Denoise; channel order noise, mask, image (, goal)
         eta = self.config.eta if eta is None else eta
         with self.progress_bar(total=self.num_timesteps) as progress_bar:
             for step, t in enumerate(self.scheduler.timesteps):

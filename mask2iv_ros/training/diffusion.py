@@ -87,9 +87,17 @@ class StageOptions(Checked):
 
 @dataclass
 class TrajectoryOptions(StageOptions):
-    """Options of stage 1. `conditions`: what samples are told; the fields of `ConditionShares`."""
+    """Options of stage 1.
+
+    Attributes:
+        conditions: what samples are told; the fields of `ConditionShares`.
+        goal_channels: the UNet sees the goal in channels of its own in all frames, see
+            `trajectory_condition`; a network without them gets them, with zero weights. The paper has False;
+            left out, a network goes on as it is.
+    """
 
     conditions: ConditionShares = field(default_factory=ConditionShares)
+    goal_channels: bool | None = None
 
     def __post_init__(self):
         if isinstance(self.conditions, dict):
@@ -324,6 +332,10 @@ class StageTrainer(ABC):
     @property
     def _objective(self) -> dict:
         facts = {k: v for k, v in asdict(self.options).items() if k not in (*FREE_OPTIONS, 'residual')}
+        if 'goal_channels' in facts:
+            facts['goal_channels'] = self.pipeline.goal_channels
+            if not facts['goal_channels']:  # as in checkpoints from before there were such channels
+                del facts['goal_channels']
         if facts['timestep_shift'] == 1:  # as in checkpoints from before there was a shift
             del facts['timestep_shift']
         if not facts.get('looks'):  # as in checkpoints from before there were looks
@@ -461,6 +473,7 @@ class TrajectoryTrainer(StageTrainer):
 
     def _encode(self) -> dict[str, np.ndarray]:
         labels, shares = self.arrays.labels, self.options.conditions
+        self._set_goal_channels()
         latents = {
             'first_frame': self.cache.encoded('first_frame', lambda i: self.arrays.frames[i, 0]),
             'masks': self.cache.encoded('masks', lambda i: lb.labels_to_rgb(labels[i])),
@@ -476,6 +489,15 @@ class TrajectoryTrainer(StageTrainer):
         self.has_goal = torch.tensor([bool(lb.goal_labels(clip).any()) for clip in labels])
         return latents
 
+    def _set_goal_channels(self) -> None:
+        wanted, pipeline = self.options.goal_channels, self.pipeline
+        if wanted is False and pipeline.goal_channels:
+            raise ValueError('goal_channels: False, but the model to start from has them; leave it out')
+        if wanted and not pipeline.goal_channels:
+            if self.options.trained == 'lora':
+                raise ValueError('goal_channels: a LoRA does not train the convolution that would see them')
+            pipeline.unet.widen_input(pipeline.vae.config.latent_channels)
+
     def _inputs(self, clips, generator):
         drawn = draw_conditions(self.options.conditions, self.has_goal[clips], generator)
         masks, image = self._load('masks', clips), self._load('first_frame', clips)
@@ -487,11 +509,14 @@ class TrajectoryTrainer(StageTrainer):
         first = masks[:, :, 0]
         if 'no_actor' in self.latents:
             first = choose(drawn.actor, first, self._load('no_actor', clips))
-        condition = trajectory_condition(first, None, num_frames)
+
+        def conditioned(goal: torch.Tensor | None) -> torch.Tensor:
+            return trajectory_condition(first, goal, image, num_frames, self.pipeline.goal_channels)
+
+        condition = conditioned(None)
         if 'goals' in self.latents:
             goal = self._load('goals', clips, drawn.goal_form.numpy())
-            condition = choose(drawn.goal, trajectory_condition(first, goal, num_frames), condition)
-        condition = torch.cat([condition, image.unsqueeze(2).expand_as(masks)], dim=1)
+            condition = choose(drawn.goal, conditioned(goal), condition)
         text = np.where(drawn.text.numpy(), self.text_index[clips], 0)
         return masks, first, condition, text, self._image_features(clips)
 
