@@ -458,8 +458,8 @@ def build_parser() -> argparse.ArgumentParser:
         '--size',
         default='sim8',
         help='tiny, small (48 tasks, minutes) or full (48 tasks, hours): three cameras, held-out tasks and '
-        'camera, depth; execution: 14 tasks, also from the cameras plans are executed with; sim8: 8 tasks '
-        'from one camera',
+        'camera, depth; execution: 14 tasks, also from the cameras plans are executed with; scenes: '
+        'more of these, one camera each; sim8: 8 tasks from one camera',
     )
     sub.add_argument('--tasks', nargs='+', metavar='TASK', help='only these Meta-World tasks')
     sub.add_argument('--episodes', type=int, help='training episodes a task, instead of those of the size')
@@ -627,7 +627,13 @@ def build_parser() -> argparse.ArgumentParser:
         '--drop', nargs='+', default=[], metavar='FEATURE', help='features to leave out; * is any text'
     )
     sub.add_argument(
-        '--include-source', action='store_true', help='each recorded episode before its variants'
+        '--include-source',
+        type=int,
+        nargs='?',
+        const=1,
+        default=0,
+        metavar='TIMES',
+        help='each recorded episode before its variants; TIMES times, if a number follows',
     )
     sub.add_argument(
         '--hold-out',

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import math
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -31,12 +32,12 @@ from lerobot.configs import DepthEncoderConfig, RGBEncoderConfig
 from lerobot.datasets import LeRobotDataset, delete_episodes, merge_datasets, split_dataset
 from lerobot.datasets.feature_utils import features_equal_for_merge
 
-from mask2iv_ros.augmentation import output
+from mask2iv_ros.augmentation import executors, output
 from mask2iv_ros.augmentation.executors import shares
 from mask2iv_ros.augmentation.gates import Gates
 from mask2iv_ros.augmentation.job import augment, plan
 from mask2iv_ros.augmentation.looks import Looks
-from mask2iv_ros.augmentation.method import uses_gpu
+from mask2iv_ros.augmentation.method import build_method, uses_gpu
 from mask2iv_ros.augmentation.output import SIDECAR, grouped_split, last_groups, safe_eval_split
 from mask2iv_ros.augmentation.same_motion import SameMotion
 from mask2iv_ros.augmentation.worker import Job, draw_seed, failed, part_name
@@ -84,8 +85,10 @@ def write_source(root: Path, episodes: int = 4, others: dict | None = None, **en
                 'next.done': np.array([t == 8 + episode]),
                 'annotation.masks.top': encode_masks(labels),
             }
-            if 'observation.images.top_depth' in features:
-                row['observation.images.top_depth'] = np.full((48, 64, 1), 0.5 + 0.01 * t, np.float32)
+            for key in {'observation.images.top_depth', 'observation.images.tof'} & set(features):
+                is_depth = features[key]['shape'][2] == 1
+                value = np.float32(0.5 + 0.01 * t) if is_depth else np.uint8(60 + 10 * episode)
+                row[key] = np.full(features[key]['shape'], value)
             for key in ('observation.state', 'action'):
                 row[key] = row[key].astype(features[key]['dtype']).reshape(features[key]['shape'])
             dataset.add_frame({**row, 'task': f'task {episode % 2}'})
@@ -271,6 +274,30 @@ def test_each_episode_says_how_it_was_made(made):
     assert len({record.get('seed') for record in records(made.out)}) == 5  # one for each generated, and none
 
 
+def test_no_private_path_is_told(source, tmp_path):
+    home = tmp_path / 'home'
+    copied = shutil.copytree(source, home / 'demos')
+    (path,) = copied.glob('data/**/*.parquet')
+    rows = pq.read_table(path)
+    texts = ['torn' if row['episode_index'] == 1 else row['annotation.masks.top'] for row in rows.to_pylist()]
+    at = rows.schema.get_field_index('annotation.masks.top')
+    pq.write_table(rows.set_column(at, 'annotation.masks.top', pa.array(texts)), path)
+    job = job_of(copied)
+    assert augment(job, tmp_path / 'out', lambda: (Tint(), None)).complete
+    account = json.loads((tmp_path / 'out' / SIDECAR).read_text())
+    assert account['identity']['source'] == 'demos'
+    assert 'demos/data/chunk-000/file-000.parquet: episode 1' in account['failed'][0]
+    for file in (SIDECAR, 'README.md', 'meta/info.json'):
+        assert str(tmp_path) not in (tmp_path / 'out' / file).read_text()
+    episodes = pa.concat_tables(
+        pq.read_table(path) for path in tmp_path.glob('out/meta/episodes/**/*.parquet')
+    )
+    assert str(tmp_path) not in repr(episodes.select(['augmentation/record', 'split_group']).to_pylist())
+    account['identity']['source'] = str(copied)  # as earlier versions did
+    (tmp_path / 'out' / SIDECAR).write_text(json.dumps(account))
+    assert augment(job, tmp_path / 'out', lambda: pytest.fail('made again')).complete
+
+
 def test_provenance_in_the_source_column_survives_what_drops_episode_columns(tmp_path):
     write_trajectory(tmp_path / 'bridge', images=9, masks=True)
     write_trajectory(tmp_path / 'bridge', 'traj1', images=9, masks=True)
@@ -303,6 +330,26 @@ def test_depth_is_coded_as_in_the_source(tmp_path):
     assert features_equal_for_merge(ours.meta.features, theirs.meta.features)
     np.testing.assert_allclose(ours.read(0).depth[3], 0.53, atol=1e-3)
     np.testing.assert_array_equal(ours.read(0).depth, theirs.read(0).depth)
+
+
+def test_a_depth_camera_may_have_any_name(tmp_path):
+    depth = {'dtype': 'video', 'shape': (48, 64, 1), 'names': AXES, 'info': {'is_depth_map': True}}
+    source = write_source(tmp_path / 'source', 2, {'observation.images.tof': depth})
+    augment(job_of(source, other_cameras='drop'), tmp_path / 'out', lambda: (Tint(), None))
+    theirs, ours = open_dataset(source), open_dataset(tmp_path / 'out')
+    key = 'observation.images.tof'
+    assert ours.meta.features[key]['info']['is_depth_map']
+    frames = np.arange(9)
+    np.testing.assert_allclose(ours.depth(0, key, frames)[3], 0.53, atol=5e-3)
+    np.testing.assert_array_equal(ours.depth(0, key, frames), theirs.depth(0, key, frames))
+
+
+def test_a_colour_camera_may_be_called_depth(tmp_path):
+    colour = {'observation.images.top_depth': FEATURES['observation.images.wrist']}
+    source = write_source(tmp_path / 'source', 2, colour)
+    augment(job_of(source), tmp_path / 'out', lambda: (Tint(), None))
+    frames = open_dataset(tmp_path / 'out').read(1, camera='top_depth').frames
+    assert np.abs(frames.astype(int) - 70).mean() < 5
 
 
 def changed_info(source: Path, to: Path, change) -> Path:
@@ -525,6 +572,67 @@ def test_a_split_leaves_something_to_train_on(made):
 def test_a_split_of_episodes_without_group_is_refused(source):
     with pytest.raises(ValueError, match='no split_group; augment with --include-source'):
         grouped_split(source, 0.5)
+
+
+@pytest.fixture(scope='module')
+def repeated(source, tmp_path_factory):
+    """The output with each recorded episode thrice, and one camera and one column less."""
+    out = tmp_path_factory.mktemp('repeated') / 'out'
+    job = job_of(source, variants=2, include_source=3, other_cameras='drop', drop=('next.*',))
+    assert augment(job, out, lambda: (Tint(), None)).complete
+    return SimpleNamespace(out=out, job=job)
+
+
+def test_recorded_episodes_are_there_as_often_as_asked_for(source, repeated):
+    order = [(record['source_episode'], record['variant']) for record in records(repeated.out)]
+    assert order == [(episode, variant) for episode in range(4) for variant in (0, 0, 0, 1, 2)]
+    account = json.loads((repeated.out / SIDECAR).read_text())
+    assert account['counts'] == {
+        'generated': 8, 'recorded': 12, 'rejected': 0, 'failed': 0, 'frames': 5 * 42
+    }  # fmt: skip
+    assert 'Each recorded episode is there 3 times.' in (repeated.out / 'README.md').read_text()
+    theirs, ours, dataset = open_dataset(source), open_dataset(repeated.out), read(repeated.out)
+    assert dataset.meta.episodes['split_group'] == [f'source/{i}' for i in range(4) for _ in range(5)]
+    for index in (5, 6, 7):
+        assert dataset.meta.episodes['augmentation/mode'][index] == 'recorded'
+        have, want = ours.read(index), theirs.read(1, camera='top')
+        np.testing.assert_array_equal(have.actions, want.actions)
+        assert np.abs(have.frames.astype(int) - want.frames).mean() < 2
+    assert_own_statistics(repeated.out)
+    actions = np.array(dataset.hf_dataset.with_format(None)['action'][:])
+    np.testing.assert_allclose(dataset.meta.stats['action']['mean'], actions.mean(0), rtol=1e-5)
+
+
+def test_a_split_keeps_repeated_episodes_together(repeated, tmp_path):
+    sides = grouped_split(repeated.out, 0.5)
+    assert sides == {'train': list(range(10)), 'val': list(range(10, 20))}
+    halves = split_dataset(read(repeated.out), sides, output_dir=tmp_path)
+    assert [halves[side].meta.total_episodes for side in ('train', 'val')] == [10, 10]
+    pixels = [open_dataset(root).read(i).frames for root, i in ((repeated.out, 12), (tmp_path / 'val', 2))]
+    np.testing.assert_array_equal(*pixels)
+
+
+def test_held_out_episodes_are_there_once(source, repeated, tmp_path):
+    job = replace(repeated.job, hold_out=0.5)
+    augment(job, tmp_path / 'out', lambda: (Tint(), None))
+    assert [record['source_episode'] for record in records(tmp_path / 'out')][-3:] == [1, 2, 3]
+    account = json.loads((tmp_path / 'out' / SIDECAR).read_text())
+    assert account['safe_eval_split'] == 0.1666  # one of six of each task
+    assert '3 times, held-out ones once.' in (tmp_path / 'out/README.md').read_text()
+
+
+def test_another_number_of_repetitions_is_another_job(source, repeated):
+    with pytest.raises(ValueError, match='differs in include_source: 3 there, 2 now'):
+        augment(replace(repeated.job, include_source=2), repeated.out, lambda: pytest.fail('made'))
+    with pytest.raises(ValueError, match='include_source: expected at least 0, got -1'):
+        replace(repeated.job, include_source=-1)
+
+
+@pytest.mark.parametrize(
+    ('options', 'times'), [([], 0), (['--include-source'], 1), (['--include-source', '20'], 20)]
+)
+def test_the_source_is_included_once_or_so_many_times(options, times):
+    assert build_parser().parse_args(['augment', 'source', 'out', *options]).include_source == times
 
 
 def lerobot(script: str, *options: str) -> str:
@@ -937,8 +1045,7 @@ def run_job(source, out):
 
 def test_a_killed_job_goes_on_and_ends_as_if_nothing_had_been(source, made, tmp_path):
     code = f'from test_augment_job import run_job; run_job({str(source)!r}, {str(tmp_path / "out")!r})'
-    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)}
-    process = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.DEVNULL, env=environment)
+    process = start_python(code)
     parts = tmp_path / 'out.parts'
     while len(finished := list(parts.glob('episode_*'))) < 3:
         assert process.poll() is None
@@ -956,6 +1063,113 @@ def test_a_killed_job_goes_on_and_ends_as_if_nothing_had_been(source, made, tmp_
 def _touching_nothing(stamps):
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     return build_tiny()
+
+
+@dataclass
+class Poisoned(Tint):
+    """Takes its process with it at some source episode, each time; tells which processes generate."""
+
+    log: Path = Path()
+
+    def __call__(self, views, seed):
+        with open(self.log, 'a') as log:
+            log.write(f'{os.getpid()}\n')
+        if len(next(iter(views.values()))) == self.length:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(views, seed)
+
+
+def poisoned(log, length):
+    return Poisoned(log=Path(log), length=length), None
+
+
+def run_poisoned(source, out, log, length):
+    """For a process of its own."""
+    augment(job_of(source), out, functools.partial(poisoned, log, length))
+
+
+def start_python(code: str) -> subprocess.Popen:
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)}
+    return subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.DEVNULL, env=environment)
+
+
+def test_an_episode_that_kills_its_process_is_left_out(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(executors, 'RETRIES', 1)
+    log, out = tmp_path / 'log', tmp_path / 'out'
+    paths = [str(path) for path in (source, out, log)]
+    process = start_python(f'from test_augment_job import run_poisoned; run_poisoned(*{paths}, 9)')
+    assert process.wait(300) == -signal.SIGKILL
+    assert log.read_text() == f'{process.pid}\n'
+    report = augment(job_of(source), out, functools.partial(poisoned, log, 9))
+    assert report.complete
+    (reason,) = report.failed
+    assert reason == (
+        f'{part_name(0, 1)}: its worker died 2 times: exit status -9; others could be made, so it is left out'
+    )
+    first, second, *others = (int(pid) for pid in log.read_text().split()[1:])
+    assert len({os.getpid(), process.pid, first, second, *others}) == 5
+    augment(job_of(source), tmp_path / 'here', lambda: (Tint(BadEpisode('torn'), length=9), None))
+    assert_equal_runs(out, tmp_path / 'here')
+
+
+@pytest.mark.parametrize('made_by_the_killed', [1, 0])
+def test_only_a_killed_run_that_finished_nothing_makes_the_next_one_cautious(
+    source, tmp_path, monkeypatch, made_by_the_killed
+):
+    monkeypatch.setattr(executors, 'RETRIES', 0)
+    with pytest.raises(KeyboardInterrupt):
+        augment(job_of(source), tmp_path / 'out', lambda: (Tint(KeyboardInterrupt(), length=12), None))
+    running = tmp_path / 'out.parts' / executors.RUNNING
+    assert not running.exists()
+    running.write_text(str(3 - made_by_the_killed))
+    if made_by_the_killed:
+        assert augment(job_of(source), tmp_path / 'out', lambda: (Tint(), None)).complete
+    else:  # also if no other episode is left to be made
+        report = augment(job_of(source), tmp_path / 'out', functools.partial(poisoned, tmp_path / 'log', 12))
+        assert (report.complete, report.counts['generated'], report.counts['failed']) == (True, 3, 1)
+
+
+class Waiting(Tint):
+    """Tells its process, and never ends."""
+
+    def __call__(self, views, seed):
+        Path(os.environ['WAITING']).write_text(f'{os.getpid()}\n')
+        time.sleep(600)
+
+
+def build_waiting():
+    return Waiting(), None
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rsplit(')')[-1].split()[0] != 'Z'
+    except OSError:
+        return False
+
+
+def test_a_child_ends_with_a_killed_job(source, tmp_path, monkeypatch):
+    monkeypatch.setenv('WAITING', str(tmp_path / 'pid'))
+    (tmp_path / 'out.parts').mkdir()
+    (tmp_path / 'out.parts/job.json').write_text('{"source_content": null}')
+    (tmp_path / 'out.parts' / executors.RUNNING).write_text('0')
+    code = (
+        'from test_augment_job import augment, build_waiting, job_of; '
+        f'augment(job_of({str(source)!r}), {str(tmp_path / "out")!r}, build_waiting)'
+    )
+    process, text = start_python(code), ''
+    while not text.endswith('\n'):
+        assert process.poll() is None
+        time.sleep(0.02)
+        text = (tmp_path / 'pid').read_text() if (tmp_path / 'pid').exists() else ''
+    assert is_running(int(text))
+    assert int(text) != process.pid
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 20
+    while is_running(int(text)):
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 @dataclass
@@ -1063,6 +1277,12 @@ def test_repainting_is_the_default_and_needs_no_model(source, tmp_path, capsys):
     assert 'None' not in card
 
 
+def test_what_the_command_builds_can_be_sent_to_another_process(source, segmenter):
+    args = build_parser().parse_args(['augment', str(source), 'out', '--segmenter', str(segmenter)])
+    method, gates = pickle.loads(pickle.dumps(functools.partial(build_method, args)))()
+    assert (method.mode, gates.segmenter.training) == ('same_motion', False)
+
+
 def test_new_motions_refuse_what_changes_looks(source, tmp_path, capsys):
     command = ['augment', str(source), str(tmp_path / 'out'), '--ungated', '--mode', 'new-motion']
     assert main([*command, '--keep', 'background', '--change', 'light']) == 1
@@ -1079,6 +1299,7 @@ def test_new_motions_refuse_what_changes_looks(source, tmp_path, capsys):
         (['--segmenter', 'none', '--ungated'], '--ungated: with --segmenter, what fails a gate is left out'),
         (['--ungated', '--variants', '0'], 'variants: expected at least 1, got 0'),
         (['--ungated', '--seed', '-1'], 'seed: expected at least 0, got -1'),
+        (['--ungated', '--include-source', '-1'], 'include_source: expected at least 0, got -1'),
         (['--ungated', '--workers', '2'], '--workers: one process does it all'),
         (['--ungated', '--executor', 'ray', '--workers', '0'], '--workers: expected at least 1, got 0'),
         (['--ungated', '--pictures', 'top=a.png', '--change', 'light'], '--change: given first frames'),

@@ -15,6 +15,8 @@ from mask2iv_ros.data.metaworld_tasks import (
     SIM8_TASKS,
     SIZES,
     TASKS,
+    VARIED_VIEW,
+    VARIED_VIEWS,
     VIEWS,
 )
 from mask2iv_ros.labels import ACTOR, OBJECT
@@ -152,6 +154,17 @@ def test_no_camera_is_upside_down(views):
         right, down, _ = clip.camera.cam_to_world[:3, :3].T
         assert abs(right[2]) < (1e-9 if name in VIEWS else 0.15)
         assert down[2] < -0.5
+
+
+def test_a_varied_camera_stands_where_another_one_does():
+    places = [metaworld.camera_place(VARIED_VIEW, seed) for seed in range(60)]
+    assert set(places) == set(VARIED_VIEWS)
+    for place in ('front', 'mw_corner2'):  # one that seeds move, and one that they do not
+        seed = places.index(place)
+        clips = record_clips('push', seed, (VARIED_VIEW, place), **SIZE, num_frames=2)
+        varied, there = clips.values()
+        np.testing.assert_array_equal(varied.frames, there.frames)
+        np.testing.assert_array_equal(varied.camera.cam_to_world, there.camera.cam_to_world)
 
 
 def test_cameras_share_one_run_and_do_not_depend_on_each_other(views):
@@ -321,7 +334,7 @@ def test_what_is_held_out_is_in_no_training_split(size):
     assert HELD_OUT_CAMERA not in splits['train'].cameras
     assert splits['train'].tasks == splits['test'].tasks
     assert set(splits) <= set(metaworld.FIRST_SEED)
-    if size not in ('sim8', 'execution'):
+    if size not in ('sim8', 'execution', 'scenes'):
         assert set(splits['test_tasks'].tasks) <= set(HELD_OUT_TASKS)
         assert splits['test_camera'].cameras == (HELD_OUT_CAMERA,)
     if size in ('small', 'full'):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jinja2
 
 from mask2iv_ros.augmentation import output
@@ -45,6 +43,9 @@ of the {{ source_episodes }} episodes of `{{ source }}`.
   {{ name }} {{ part }}{{ ', ' if not loop.last }}{% endfor %}{% else %}{{ value }}{% endif %}
 {%- endfor %}
 * {{ job.variants }} variants of each source episode, seed {{ job.seed }}.
+{%- if job.include_source > 1 %}
+* Each recorded episode is there {{ job.include_source }} times{{ ', held-out ones once' if held_out }}.
+{%- endif %}
 * Cameras: generated {{ cameras.generated | join(', ') }};
   as recorded {{ cameras.recorded | join(', ') or 'none' }};
   left out {{ cameras.dropped | join(', ') or 'none' }}. What is as recorded was encoded once more.
@@ -94,7 +95,7 @@ are no variants of them, and nothing leaks.
 {%- else %} Here that leaks: no recorded episodes were held out for it (`--hold-out`, `--include-source`).
 {%- endif %}
 {%- if counts.recorded %}
-The recorded episodes are in it already: merged with the source, they are there twice.
+The recorded episodes are in it already: merged with the source, they are there once more.
 {%- endif %}
 
 ## Licence
@@ -112,7 +113,7 @@ def dataset_card(account: dict, form: output.OutputFormat) -> str:
         **account,
         job=job,
         licence=job['license'] or 'unknown',
-        source=Path(job['source']).name,
+        source=job['source'],
         fps=form.fps,
         features=form.features,
         has_actions=output.has_actions(form.features),

@@ -90,7 +90,7 @@ def augment(
     order, held_out, unreadable = plan(reader, job)
     identity = {
         **asdict(job),
-        'source': str(source),
+        'source': source.name,
         'source_content': {'episodes': len(reader), 'files': files_id(reader.path)},
         'thresholds': _facts(thresholds),
         'parts': output.PARTS_VERSION,
@@ -130,6 +130,7 @@ def augment(
         worker = Worker(job, parts, form, names, thresholds, build)
         failures, generated, seconds = _run(worker, order, executor, workers, gpu)
         failures = [*unreadable, *failures]
+        order = _repeated(order, job, held_out)
         account = _account(out.name, identity, job, parts, order, held_out, names, failures)
         report = Report(account['counts'], account['dropped_by_gate'], account['failed'], False)
         report.episodes_per_hour = generated / seconds * 3600 if generated else None
@@ -177,6 +178,15 @@ def plan(reader: EpisodeReader, job: Job) -> tuple[list[tuple[int, int]], set[in
     return order, held_out, unreadable
 
 
+def _repeated(order: list[tuple[int, int]], job: Job, held_out: set[int]) -> list[tuple[int, int]]:
+    """The order with recorded episodes as often as asked for; held-out ones once, lest a split part them."""
+    return [
+        (episode, variant)
+        for episode, variant in order
+        for _ in range(1 if variant or episode in held_out else job.include_source)
+    ]
+
+
 def _layout(
     reader: EpisodeReader, job: Job, episodes: list[int]
 ) -> tuple[dict[str, list[str]], output.OutputFormat]:
@@ -218,7 +228,8 @@ def _run(
 ) -> tuple[list[Outcome], int, float]:
     """Make all parts that are not there; returns failures, number of episodes generated, and its seconds.
 
-    An episode that takes too much memory, or its worker's life, is to blame itself if others were generated.
+    An episode that takes too much memory is to blame itself if others were generated in this run, and one
+    that takes its worker's life if others ever were: it may be the last one left.
     """
     done = {path.name.removesuffix('.json') for path in worker.parts.glob('episode_*')}
     tasks: dict[int, list[int]] = {}
@@ -232,27 +243,29 @@ def _run(
     failures, generated, generated_of, row = [], 0, set(), 0
     if not tasks:
         return failures, generated, 0.0
-    outcomes = EXECUTORS[executor](worker, tasks, workers, gpu)
-    next(outcomes)
-    start = time.monotonic()
-    with tqdm(total=len(order), initial=sum(counts.values()), unit='episode', desc='augment') as progress:
-        progress.set_postfix(bar)
-        for outcome in outcomes:
-            bar[outcome.kind] += 1
-            if outcome.variant > 0 and outcome.kind != 'failed':
-                generated += 1
-                generated_of.add(outcome.episode)
-            progress.set_postfix(bar, refresh=False)
-            progress.update()
-            if outcome.kind == 'failed':
-                failures.append(outcome)
-                tqdm.write(f'failed: {outcome.reason}', file=sys.stderr)
-            row = row + 1 if outcome.cause in ('disk', 'device') else 0
-            if row == PATIENCE:
-                break
+    generated_before = {unit[0] for unit in order if unit[1] and part_name(*unit) in done}
+    with contextlib.closing(EXECUTORS[executor](worker, tasks, workers, gpu)) as outcomes:
+        next(outcomes)
+        start = time.monotonic()
+        with tqdm(total=len(order), initial=sum(counts.values()), unit='episode', desc='augment') as progress:
+            progress.set_postfix(bar)
+            for outcome in outcomes:
+                bar[outcome.kind] += 1
+                if outcome.variant > 0 and outcome.kind != 'failed':
+                    generated += 1
+                    generated_of.add(outcome.episode)
+                progress.set_postfix(bar, refresh=False)
+                progress.update()
+                if outcome.kind == 'failed':
+                    failures.append(outcome)
+                    tqdm.write(f'failed: {outcome.reason}', file=sys.stderr)
+                row = row + 1 if outcome.cause in ('disk', 'device') else 0
+                if row == PATIENCE:
+                    break
     seconds = time.monotonic() - start
     for i, failure in enumerate(failures):
-        if failure.cause in ('memory', 'worker') and generated_of - {failure.episode}:
+        others = generated_of | (generated_before if failure.cause == 'worker' else set())
+        if failure.cause in ('memory', 'worker') and others - {failure.episode}:
             told = f'{failure.reason}; others could be made, so it is left out'
             failures[i] = replace(failure, cause='episode', reason=told)
     return failures, generated, seconds
@@ -278,6 +291,7 @@ def _account(
         elif (path := part.with_name(f'{part.name}.json')).is_file():
             rejected.append(json.loads(path.read_text()))
     recorded = sum(not record['variant'] for record in episodes)
+    place = f'{Path(job.source).resolve().parent}/'  # private, and of no use to others
     return {
         'name': name,
         'mask2iv_ros': __version__,
@@ -292,7 +306,7 @@ def _account(
             'failed': len(failures),
         },
         'dropped_by_gate': dict(Counter(gate for record in rejected for gate in record['failures'])),
-        'failed': [failure.reason for failure in failures],
+        'failed': [failure.reason.replace(place, '') for failure in failures],
         'episodes': episodes,
         'rejected': rejected,
     }
@@ -322,7 +336,7 @@ def _room_for_joining(parts: Path) -> Iterator[None]:
         if code == errno.ENOSPC and isinstance(error, Exception):
             raise OSError(
                 code,
-                f'no space left on device: all episodes are in {parts}; to join them takes about as much '
+                f'no space left on device: all episodes are in {parts}; to join them takes at least as much '
                 f'space again, some of it in {tempfile.gettempdir()}. Make room, and the same command goes '
                 f'on. ({error})',
             ) from error
@@ -369,7 +383,7 @@ def _refuse_other(path: Path, have: dict, want: dict) -> None:
 def _differences(have, want, name: str = '') -> Iterator[str]:
     """What differs; not the names of folders and files, beside which their hashes stand."""
     if isinstance(have, dict) and isinstance(want, dict):
-        for key in sorted((have | want).keys() - {'model', 'name'}):
+        for key in sorted((have | want).keys() - {'model', 'name', 'source'}):
             yield from _differences(have.get(key), want.get(key), f'{name}.{key}' if name else key)
     elif have != want:
         yield f'{name}: {have!r} there, {want!r} now'

@@ -74,8 +74,8 @@ class OutputFormat:
         fps, robot_type: as LeRobot has them.
         features: as in meta/info.json, those that LeRobot adds included.
         video_keys: camera name -> its feature.
-        depth_keys: camera name -> its depth feature, for those that have one.
-        recorded: columns of the source's tables that an episode of the same motion takes as they are.
+        depth_keys: depth features, which an episode of the same motion takes as they are.
+        recorded: columns of the source's tables that it takes as they are too.
         pixel_counts: image feature -> 'count' of its statistics for each frame. LeRobot counts frames or
             pixels, depending on how it wrote; it weighs datasets in a merge.
     """
@@ -84,7 +84,7 @@ class OutputFormat:
     robot_type: str | None
     features: dict[str, dict]
     video_keys: dict[str, str]
-    depth_keys: dict[str, str]
+    depth_keys: tuple[str, ...]
     recorded: tuple[str, ...]
     pixel_counts: dict[str, float]
 
@@ -120,7 +120,7 @@ def output_format(
             robot_type=None,
             features={key: features[key] for key in features if key not in gone} | _default_features(),
             video_keys=video_keys,
-            depth_keys={},
+            depth_keys=(),
             recorded=(),
             pixel_counts={lr.VIDEO_KEY.format(camera): clip.frames[0, ..., 0].size for camera in cameras},
         )
@@ -128,11 +128,13 @@ def output_format(
     video_keys = {camera: reader.video_keys[camera] for camera in cameras}
     gone = _dropped(reader.path, meta.features, drop, video_keys.values())
     for camera in set(reader.video_keys) - set(cameras):
-        patterns = (lr.DEPTH_KEY, lr.MASKS_KEY, lr.GOAL_KEY, lr.CAMERA_KEY)
+        patterns = (lr.MASKS_KEY, lr.GOAL_KEY, lr.CAMERA_KEY)
         gone += [reader.video_keys[camera], *(pattern.format(camera) for pattern in patterns)]
+        gone += {lr.DEPTH_KEY.format(camera)} & {*meta.depth_keys}  # not a colour camera of that name
     features = {key: feature for key, feature in meta.features.items() if key not in gone}
-    depth_keys = {camera: lr.DEPTH_KEY.format(camera) for camera in cameras}
-    depth_keys = {camera: key for camera, key in depth_keys.items() if key in features}
+    depth_keys = tuple(
+        key for key in features if key in meta.depth_keys and features[key]['dtype'] == 'video'
+    )
     tables = [
         key
         for key, feature in features.items()
@@ -144,13 +146,13 @@ def output_format(
             f'{reader.path}: LeRobot joins no episodes with columns of several dimensions, such as '
             f'{", ".join(nested)}; drop them (--drop)'
         )
-    known = {*tables, *_default_features(), *video_keys.values(), *depth_keys.values()}
+    known = {*tables, *_default_features(), *video_keys.values(), *depth_keys}
     if same_motion:
         unknown = set(features) - known
         recorded = tuple(key for key in tables if key != lr.SOURCE_KEY)
     else:
         clips = {camera: reader.read(first, [0], camera) for camera in cameras}
-        unknown = set(features) - (known - {*tables, *depth_keys.values()}) - set(lr.clip_features(clips))
+        unknown = set(features) - (known - {*tables, *depth_keys}) - set(lr.clip_features(clips))
         recorded = ()
     if unknown:
         raise ValueError(
@@ -158,7 +160,7 @@ def output_format(
             'drop such features (--drop), here and in the source if the two shall merge'
         )
     weights = {}
-    for key in (*video_keys.values(), *depth_keys.values()):
+    for key in (*video_keys.values(), *depth_keys):
         count = (meta.stats or {}).get(key, {}).get('count')
         weights[key] = 1.0 if count is None else float(np.ravel(count)[0]) / max(1, meta.total_frames)
     form = OutputFormat(
@@ -202,7 +204,7 @@ def _writing_options(form: OutputFormat) -> dict:
     from lerobot.configs import RGBEncoderConfig
 
     shared = []
-    for keys in (form.video_keys.values(), form.depth_keys.values()):
+    for keys in (form.video_keys.values(), form.depth_keys):
         infos = {
             key: _video_info(form.features[key]) for key in keys if form.features[key]['dtype'] == 'video'
         }
@@ -228,7 +230,7 @@ def has_actions(features: Iterable[str]) -> bool:
 
 def recorded_columns(reader: EpisodeReader, index: int, form: OutputFormat) -> dict[str, list]:
     """What the variants of an episode take from it as it is, by column, as `add_frame` wants it."""
-    if not form.recorded:
+    if not (form.recorded or form.depth_keys):
         return {}
     rows = reader.rows(index, [*form.recorded, 'task_index'])
     tasks = dict(zip(reader.meta.tasks['task_index'], reader.meta.tasks.index, strict=True))
@@ -238,6 +240,11 @@ def recorded_columns(reader: EpisodeReader, index: int, form: OutputFormat) -> d
         if (dtype := form.features[key]['dtype']) != 'string':
             values = list(np.array(values, dtype).reshape(len(values), *form.features[key]['shape']))
         columns[key] = values
+    for key in form.depth_keys:
+        depth = reader.depth(index, key, np.arange(len(rows)))[..., None]
+        if _video_info(form.features[key]).get('depth_unit') == 'mm':
+            depth = (depth * 1000).round().astype(np.uint16)
+        columns[key] = list(depth)
     return columns
 
 
@@ -303,15 +310,10 @@ def _rows(form: OutputFormat, views: Mapping[str, InteractionClip], columns: Map
         camera: replace(clip, labels=None) if lr.MASKS_KEY.format(camera) in columns else clip
         for camera, clip in views.items()
     }
-    videos = {*form.video_keys.values(), *form.depth_keys.values()}
+    videos = {*form.video_keys.values(), *form.depth_keys}
     for i, row in enumerate(lr.clip_rows(coded)):
         for camera, key in form.video_keys.items():
             row[key] = views[camera].frames[i]
-        for camera, key in form.depth_keys.items():
-            depth = views[camera].depth[i, :, :, None]
-            if _video_info(form.features[key]).get('depth_unit') == 'mm':
-                depth = (depth * 1000).round().astype(np.uint16)
-            row[key] = depth
         for key, value in row.items():
             if isinstance(value, np.ndarray) and key in form.features and key not in videos:
                 row[key] = _as_feature(value, form.features[key])
@@ -611,7 +613,7 @@ def grouped_split(root: str | Path, fraction: float) -> dict[str, list[int]]:
     if missing := [i for i, group in enumerate(groups) if not group]:
         raise ValueError(
             f'{root}: episodes {missing[0]} to {missing[-1]} have no {GROUP_KEY}; augment with '
-            '--include-source instead of merging, and split before other tools of LeRobot change the dataset'
+            '--include-source TIMES instead of merging, and split before other tools of LeRobot change it'
         )
     held = last_groups([tasks[0] if tasks else '' for tasks in episodes['tasks'][:]], groups, fraction)
     if not held:

@@ -31,7 +31,7 @@ Method = Callable[[Mapping[str, InteractionClip], int], dict[str, InteractionCli
 #: If it has a method `reduced`, what that makes of a variant is kept of it instead of all. If it, or the
 #: method, has a method `check`, that may refuse the source by the first frame of an episode.
 Measure = Callable[..., dict[str, float]]
-#: Loads what a worker needs; must be picklable for Ray.
+#: Loads what a worker needs; must be picklable, for workers in other processes.
 Build = Callable[[], tuple[Method, Measure | None]]
 
 
@@ -48,9 +48,9 @@ class Job:
         other_cameras: what becomes of the rest: 'keep' (pictures as recorded), 'drop', or None, which refuses
             a source that has such.
         drop: names of features, with wildcards, that the output does without.
-        include_source: whether each recorded episode comes before its variants.
+        include_source: how often each recorded episode comes before its variants.
         hold_out: this fraction of each task's demonstrations, the last ones, gets no variants; with
-            `include_source` they are the last of the output.
+            `include_source` they are the last of the output, once each.
         method: what else is known of the method (model, hash of its weights, edits), for provenance. Names of
             folders and files ('model', 'name') may change when a job is continued.
         license: of the output, as an identifier of the Hugging Face Hub; None where unknown.
@@ -64,7 +64,7 @@ class Job:
     cameras: tuple[str, ...] | None = None
     other_cameras: str | None = None
     drop: tuple[str, ...] = ()
-    include_source: bool = False
+    include_source: int = 0
     hold_out: float = 0.0
     method: dict = field(default_factory=dict)
     license: str | None = None
@@ -73,8 +73,9 @@ class Job:
     def __post_init__(self):
         if self.variants < 1:
             raise ValueError(f'variants: expected at least 1, got {self.variants}')
-        if self.seed < 0:
-            raise ValueError(f'seed: expected at least 0, got {self.seed}')
+        for name in ('seed', 'include_source'):
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f'{name}: expected at least 0, got {value}')
         if not 0 <= self.hold_out < 1:
             raise ValueError(f'hold_out: expected a fraction from 0 to below 1, got {self.hold_out}')
         if self.mode == 'new_motion' and self.other_cameras == 'keep':
@@ -118,8 +119,13 @@ class Worker:
 
     def __post_init__(self):
         self.reader = open_dataset(self.job.source, **self.job.options)
-        self.reader.with_depth = bool(self.form.depth_keys)
+        self.reader.with_depth = False  # methods need none; what is recorded of it goes past them
         self.method, self.measure = None, None
+
+    @property
+    def arguments(self) -> tuple:
+        """What makes one like it, in another process."""
+        return self.job, self.parts, self.form, self.names, self.thresholds, self.build
 
     def ready(self) -> None:
         """Load the model.
@@ -153,15 +159,15 @@ class Worker:
             IncompatibleDataset: what is written does not merge with the source; no other episode would.
         """
         self.ready()
-        views, others = None, {}
+        recorded, others = None, {}
         for variant in variants:
             try:
                 if outcome := self.finished(episode, variant):  # by a worker that died afterwards
                     yield outcome
                     continue
-                if views is None:
-                    views = self._read(episode)
-                yield self._make(views, others, episode, variant)
+                if recorded is None:
+                    recorded = self._read(episode)
+                yield self._make(*recorded, others, episode, variant)
             except Exception as error:
                 outcome = failed(error, episode, variant)
                 if isinstance(error, lr.IncompatibleDataset) and not outcome.passing:
@@ -181,14 +187,15 @@ class Worker:
         """`run` for callers that cannot wait for one at a time."""
         return list(self.run(episode, variants))
 
-    def _read(self, episode: int) -> dict[str, InteractionClip]:
+    def _read(self, episode: int) -> tuple[dict[str, InteractionClip], dict[str, list]]:
+        """An episode by camera, and what of it an episode of the same motion takes as it is."""
         views = {}
         for camera in (*self.names['generated'], *self.names['recorded']):
             views[camera] = self.reader.read(episode, camera=camera)
             set_rate(views[camera], self.form.fps)
             if earlier := views[camera].source.pop('augmentation', None):  # the source was made like this
                 views[camera].source['earlier_augmentation'] = earlier
-        return views
+        return views, output.recorded_columns(self.reader, episode, self.form)
 
     def _kept_before(self, views: dict, others: dict[int, dict], episode: int, variant: int) -> list[dict]:
         """Variants with lower numbers that passed: decoded, so that a continued job measures the same.
@@ -209,7 +216,9 @@ class Worker:
                     others[earlier] = self.measure.reduced(others[earlier])
         return [others[earlier] for earlier in sorted(others)]
 
-    def _make(self, views: dict, others: dict[int, dict], episode: int, variant: int) -> Outcome:
+    def _make(
+        self, views: dict, columns: dict, others: dict[int, dict], episode: int, variant: int
+    ) -> Outcome:
         name = self.reader.episode(episode).name
         dataset = Path(self.job.source).name
         record = {
@@ -239,9 +248,6 @@ class Worker:
         if failures:
             write_json(self.parts / f'{part_name(episode, variant)}.json', {**record, 'failures': failures})
             return Outcome(episode, variant, 'rejected', ', '.join(failures))
-        columns = {}
-        if not variant or self.job.mode == 'same_motion':
-            columns = output.recorded_columns(self.reader, episode, self.form)
         for camera, clip in made.items():
             source = {**views[camera].source, 'augmentation': in_each_frame(record)}
             made[camera] = _with_source(clip, source)

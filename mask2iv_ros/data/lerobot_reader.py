@@ -135,7 +135,7 @@ class LeRobotReader(EpisodeReader):
             contact=None if contact is None or (contact < 0).any() else contact[:, 0] > 0,
             actions=array('action'),
             states=array('observation.state'),
-            depth=self._depth(index, depth_key, frames) if has_depth else None,
+            depth=self.depth(index, depth_key, frames) if has_depth else None,
             camera=calibration,
             source=source,
         )
@@ -199,7 +199,8 @@ class LeRobotReader(EpisodeReader):
                 raise BadEpisode(f'{place}: expected frame size {size}, got {image.shape}')
         raise AssertionError(f'{self.table_path(index)}: episode {index}: masks are bad together only')
 
-    def _depth(self, index: int, key: str, frames: np.ndarray) -> np.ndarray:
+    def depth(self, index: int, key: str, frames: np.ndarray) -> np.ndarray:
+        """(N, H, W) float32 metres, 0 where invalid, of an episode's depth video `key`."""
         from lerobot.configs.video import DepthEncoderConfig
         from lerobot.datasets.depth_utils import dequantize_depth
 

@@ -28,7 +28,16 @@ from tqdm import tqdm
 from mask2iv_ros.clip import Camera, InteractionClip
 from mask2iv_ros.data.lerobot import VIDEO_KEY, LeRobotClipWriter
 from mask2iv_ros.data.lerobot_reader import LeRobotReader
-from mask2iv_ros.data.metaworld_tasks import FIXED_VIEWS, SIM8_TASKS, TASKS, VIEWS, Task, View
+from mask2iv_ros.data.metaworld_tasks import (
+    FIXED_VIEWS,
+    SIM8_TASKS,
+    TASKS,
+    VARIED_VIEW,
+    VARIED_VIEWS,
+    VIEWS,
+    Task,
+    View,
+)
 from mask2iv_ros.data.sampling import spread_frames
 from mask2iv_ros.labels import OBJECT, close_holes, combine_masks
 
@@ -419,7 +428,8 @@ def record_clips(
     `source` tells whether the expert solved the task ('success') and the simulated seconds ('frame_times').
 
     Args:
-        cameras: names in `VIEWS` and `FIXED_VIEWS`; what one sees does not depend on the others.
+        cameras: names in `VIEWS` and `FIXED_VIEWS`, or `VARIED_VIEW`; what one sees does not depend on the
+            others.
         paraphrase: draw one of the task's texts; otherwise the first.
         variation: draw light, colours, and textures of table and floor; double the range of camera poses.
         stride: simulator steps (12.5 ms) between frames, of which there are as many as the episode lasts;
@@ -453,12 +463,13 @@ def record_clips(
         ends = np.minimum(kept + stride, len(states)) - 1
     views = {}  # MuJoCo's camera, its field of view, and calibration
     for name in cameras:
-        if name in FIXED_VIEWS:
-            fixed, calibration = fixed_camera(scene, FIXED_VIEWS[name])
+        place = camera_place(name, seed)
+        if place in FIXED_VIEWS:
+            fixed, calibration = fixed_camera(scene, FIXED_VIEWS[place])
             views[name] = fixed, FREE_FOVY, calibration
         else:
-            fovy = VIEWS[name].fovy
-            views[name] = poses[name], fovy, camera_calibration(poses[name], fovy, height, width)
+            fovy = VIEWS[place].fovy
+            views[name] = poses[place], fovy, camera_calibration(poses[place], fovy, height, width)
     pictures = {name: [] for name in cameras}
     contact = []
     for index in kept:
@@ -499,8 +510,15 @@ def record_clips(
     return clips
 
 
+def camera_place(camera: str, seed: int) -> str:
+    """The name in `VIEWS` or `FIXED_VIEWS` of the place where a camera stands in the scene of `seed`."""
+    if camera != VARIED_VIEW:
+        return camera
+    return VARIED_VIEWS[np.random.default_rng((seed, 5)).integers(len(VARIED_VIEWS))]
+
+
 def _check_cameras(cameras: Sequence[str]) -> None:
-    known = {**VIEWS, **FIXED_VIEWS}
+    known = (*VIEWS, *FIXED_VIEWS, VARIED_VIEW)
     for camera in cameras:
         if camera not in known:
             raise ValueError(f'unknown camera {camera!r}; known: {", ".join(known)}')
@@ -566,7 +584,8 @@ def record_episode(task: str, split: str, index: int, **options) -> dict[str, In
 
 
 def _usable(clip: InteractionClip, camera: str) -> bool:
-    least = MIN_VISIBLE_FAR if camera in FIXED_VIEWS else MIN_VISIBLE
+    is_far = camera_place(camera, clip.source['seed']) in FIXED_VIEWS
+    least = MIN_VISIBLE_FAR if is_far else MIN_VISIBLE
     return clip.source['success'] and (clip.labels[0] == OBJECT).mean() >= least
 
 

@@ -491,6 +491,11 @@ HELD_OUT_CAMERA = 'corner2'  #: never in a training split
 #: (`metaworld_execution`), and which the published executor's model was trained on.
 FIXED_VIEWS = {'mw_corner': 'corner', 'mw_corner2': 'corner2', 'mw_corner3': 'corner3'}
 
+#: A camera that each seed puts in one of `VARIED_VIEWS`: with as many clips, a model meets six times as many
+#: scenes as through six cameras at once.
+VARIED_VIEW = 'varied'
+VARIED_VIEWS = (*(name for name in VIEWS if name != HELD_OUT_CAMERA), *FIXED_VIEWS)
+
 #: The eleven tasks on which AVDC (arXiv 2310.08576) executed plans.
 PUBLISHED_TASKS = (
     'door-open', 'door-close', 'basketball', 'shelf-place', 'button-press', 'button-press-topdown',
@@ -525,11 +530,10 @@ def _splits(
 _TRAIN_TASKS = tuple(task for task in TASKS if task not in HELD_OUT_TASKS)
 
 _EXECUTION = (*PUBLISHED_TASKS, 'drawer-open', 'drawer-close', 'push')
-_EXECUTION_CAMERAS = (*(name for name in VIEWS if name != HELD_OUT_CAMERA), *FIXED_VIEWS)
 
 #: Splits of each size of the benchmark. `sim8` trained the first mask2iv-sim: one camera, canonical texts.
 #: `execution` is for models whose plans are executed: also the cameras of the executor, and half of the clips
-#: begin somewhere on the way, as plans do that are made anew.
+#: begin somewhere on the way, as plans do that are made anew. `scenes` has more of the same, a camera each.
 SIZES = {
     'tiny': _splits(('drawer-open', 'faucet-close'), ('door-lock',), 2, 1, 1),
     'small': _splits(_TRAIN_TASKS, HELD_OUT_TASKS, 3, 1, 2),
@@ -539,7 +543,11 @@ SIZES = {
         'test': Split(SIM8_TASKS, 10, ('front',), paraphrase=False, depth=False),
     },
     'execution': {
-        'train': Split(_EXECUTION, 12, _EXECUTION_CAMERAS, depth=False, late_starts=True),
-        'test': Split(_EXECUTION, 2, _EXECUTION_CAMERAS, depth=False, late_starts=True),
+        'train': Split(_EXECUTION, 12, VARIED_VIEWS, depth=False, late_starts=True),
+        'test': Split(_EXECUTION, 2, VARIED_VIEWS, depth=False, late_starts=True),
+    },
+    'scenes': {
+        'train': Split(_EXECUTION, 144, (VARIED_VIEW,), depth=False, late_starts=True),
+        'test': Split(_EXECUTION, 2, VARIED_VIEWS, depth=False, late_starts=True),
     },
 }
