@@ -131,6 +131,13 @@ def test_quality_tables_are_those_of_the_result_file():
         assert ssim == pytest.approx(measured['ssim'], abs=0.0051)
 
 
+def test_goals_are_followed_as_in_the_result_file():
+    rows = read_result('goal_following')['rows']
+    distance = {row: rows[row]['distance']['mean'] for row in ('mask', 'text')}
+    assert f'takes it to {distance["mask"]:.1f} pixels from there, not told to {distance["text"]:.1f}' in PROSE
+    assert f'the object follows {100 * rows["mask, moved"]["followed"]["mean"]:.0f} %' in PROSE
+
+
 def test_export_codes_are_those_of_the_interface():
     interface = (ROOT / 'srv' / 'ExportDemonstration.srv').read_text()
     defined = set(re.findall(r'^uint16 (\w+)=(\d+)', interface, re.MULTILINE)) - {('NONE', '0')}
