@@ -133,8 +133,8 @@ def test_quality_tables_are_those_of_the_result_file():
 
 def test_goals_are_followed_as_in_the_result_file():
     rows = read_result('goal_following')['rows']
-    distance = {row: rows[row]['distance']['mean'] for row in ('mask', 'text')}
-    assert f'takes it to {distance["mask"]:.1f} pixels from there, not told to {distance["text"]:.1f}' in PROSE
+    told, untold = (rows[row]['distance']['mean'] for row in ('mask', 'text'))
+    assert f'takes it to {told:.1f} pixels from there, not told to {untold:.1f}' in PROSE
     assert f'the object follows {100 * rows["mask, moved"]["followed"]["mean"]:.0f} %' in PROSE
 
 
