@@ -114,6 +114,10 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
         """The UNet sees the goal in channels of its own, see `trajectory_condition`; the paper's does not."""
         return self.unet.config.in_channels == 4 * self.vae.config.latent_channels
 
+    def condition(self, first: torch.Tensor, goal: torch.Tensor | None, image: torch.Tensor) -> torch.Tensor:
+        """The `trajectory_condition` of this UNet, from latents (B, C, h, w)."""
+        return trajectory_condition(first, goal, image, self.config.num_frames, self.goal_channels)
+
     @property
     def num_timesteps(self) -> int:
         """Denoising steps of the running call."""
@@ -201,15 +205,11 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
         text_tokens = encode_text(self, tasks).to(self.unet.dtype)
         image_tokens = encode_first_frame(self, image, image_latents)
         dtype = self.unet.dtype
-
-        def conditioned(goal: torch.Tensor | None) -> torch.Tensor:
-            return trajectory_condition(first, goal, image_latents, num_frames, self.goal_channels)
-
-        condition = conditioned(goal_latents)
+        condition = self.condition(first, goal_latents, image_latents)
         fps_condition = torch.full((len(image),), round(fps or self.config.fps), device=device)
         is_guided = guidance_scale != 1
         if is_guided:  # the first half of the batch sees neither text nor goal
-            condition = torch.cat([conditioned(None), condition])
+            condition = torch.cat([self.condition(first, None, image_latents), condition])
             no_text = encode_text(self, [''] * len(image)).to(self.unet.dtype)
             text_tokens = torch.cat([no_text, text_tokens])
             fps_condition = fps_condition.repeat(2)

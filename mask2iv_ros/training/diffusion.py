@@ -21,7 +21,7 @@ from mask2iv_ros.evaluation import metrics
 from mask2iv_ros.pictures import clip_strip
 from mask2iv_ros.pipelines.components import encode_text, image_features
 from mask2iv_ros.pipelines.interaction_video import InteractionVideoPipeline, visible_labels
-from mask2iv_ros.pipelines.mask_trajectory import MaskTrajectoryPipeline, trajectory_condition
+from mask2iv_ros.pipelines.mask_trajectory import MaskTrajectoryPipeline
 from mask2iv_ros.training.arrays import ClipArrays
 from mask2iv_ros.training.conditions import (
     ConditionShares,
@@ -501,7 +501,6 @@ class TrajectoryTrainer(StageTrainer):
     def _inputs(self, clips, generator):
         drawn = draw_conditions(self.options.conditions, self.has_goal[clips], generator)
         masks, image = self._load('masks', clips), self._load('first_frame', clips)
-        num_frames = masks.shape[2]
 
         def choose(flag: torch.Tensor, yes: torch.Tensor, no: torch.Tensor) -> torch.Tensor:
             return torch.where(flag.to(self.device).view(-1, *[1] * (yes.ndim - 1)), yes, no)
@@ -509,14 +508,10 @@ class TrajectoryTrainer(StageTrainer):
         first = masks[:, :, 0]
         if 'no_actor' in self.latents:
             first = choose(drawn.actor, first, self._load('no_actor', clips))
-
-        def conditioned(goal: torch.Tensor | None) -> torch.Tensor:
-            return trajectory_condition(first, goal, image, num_frames, self.pipeline.goal_channels)
-
-        condition = conditioned(None)
+        condition = self.pipeline.condition(first, None, image)
         if 'goals' in self.latents:
             goal = self._load('goals', clips, drawn.goal_form.numpy())
-            condition = choose(drawn.goal, conditioned(goal), condition)
+            condition = choose(drawn.goal, self.pipeline.condition(first, goal, image), condition)
         text = np.where(drawn.text.numpy(), self.text_index[clips], 0)
         return masks, first, condition, text, self._image_features(clips)
 
