@@ -54,7 +54,8 @@ def judge(pipeline, clip, seed: int) -> dict[str, dict[str, float]] | None:
     start, end = (lb.centroid(lb.object_mask(truth[t])) for t in (0, -1))
     if start is None or end is None or np.linalg.norm(np.subtract(end, start)) < MOVED:
         return None
-    goals = dict(zip(GOAL_FORMS, goal_variants(truth), strict=True))
+    variants = goal_variants(framing.fit_labels(clip.goal_labels), truth[0])
+    goals = dict(zip(GOAL_FORMS, variants, strict=True))
     elsewhere = moved_goal(goals['mask'], np.random.default_rng(seed))
 
     def predict(task: str, goal: np.ndarray | None) -> np.ndarray:

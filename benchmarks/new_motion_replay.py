@@ -119,7 +119,7 @@ def judge(clip: InteractionClip, driven: Driven, recorded: InteractionClip) -> d
     apart = [
         np.hypot(*np.subtract(lb.centroid(a), lb.centroid(b))) for a, b in of(lb.ACTOR) if a.any() and b.any()
     ]
-    goal = lb.goal_labels(clip.labels) if clip.goal is None else clip.goal
+    goal = clip.goal_labels
     start, end, wanted = (lb.centroid(image == lb.OBJECT) for image in (driven.start, driven.end, goal))
     progress = None
     if start and end and wanted and (way := np.hypot(*np.subtract(wanted, start))) > 1:

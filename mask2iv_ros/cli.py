@@ -459,7 +459,8 @@ def build_parser() -> argparse.ArgumentParser:
         default='sim8',
         help='tiny, small (48 tasks, minutes) or full (48 tasks, hours): three cameras, held-out tasks and '
         'camera, depth; execution: 14 tasks, also from the cameras plans are executed with; scenes: '
-        'more of these, one camera each; sim8: 8 tasks from one camera',
+        'more of these, one camera each; goals: 3 tasks in which only the goal tells where the object ends; '
+        'sim8: 8 tasks from one camera',
     )
     sub.add_argument('--tasks', nargs='+', metavar='TASK', help='only these Meta-World tasks')
     sub.add_argument('--episodes', type=int, help='training episodes a task, instead of those of the size')

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mask2iv_ros.labels import check_labels
+from mask2iv_ros.labels import check_labels, goal_labels
 
 
 @dataclass
@@ -78,3 +78,8 @@ class InteractionClip:
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    @property
+    def goal_labels(self) -> np.ndarray:
+        """(H, W) uint8: `goal`, or where that is None what is seen of the object in the last labels."""
+        return goal_labels(self.labels) if self.goal is None else self.goal

@@ -48,6 +48,15 @@ def test_arrays_are_cropped_to_where_the_object_is(tmp_path):
     np.testing.assert_array_equal(cropped.labels[0], whole.labels[0, :, 8:24, 4:20])
 
 
+def test_goals_are_the_clips_own_or_what_is_seen_of_the_object_at_the_end(tmp_path):
+    told, untold = moving_clip(0), moving_clip(1)
+    told.goal = lb.combine_masks(told.labels[-1] == lb.OBJECT)
+    told.goal[6:16, 18:26] = lb.OBJECT
+    arrays = build_arrays([told, untold], 2, tmp_path, (32, 32), 8)
+    np.testing.assert_array_equal(arrays.goals, [told.goal, lb.goal_labels(untold.labels)])
+    assert (arrays.goals[0] != lb.goal_labels(told.labels)).any()
+
+
 def test_arrays_that_were_killed_go_on_where_they_were(tmp_path):
     def clips(*seeds):
         for seed in seeds:

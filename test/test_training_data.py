@@ -8,7 +8,13 @@ import torch
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.models.autoencoder import PatchAutoencoderKL
-from mask2iv_ros.training.conditions import ConditionShares, draw_conditions, goal_variants
+from mask2iv_ros.training.conditions import (
+    STOPS,
+    ConditionShares,
+    draw_conditions,
+    goal_variants,
+    stop_frames,
+)
 from mask2iv_ros.training.damage import (
     DAMAGES,
     MAX_DRIFT,
@@ -22,7 +28,7 @@ from mask2iv_ros.training.damage import (
     lost_object,
 )
 from mask2iv_ros.training.latents import cached_rows, encode_images, weights_id
-from mask2iv_ros.training.losses import contact_cells, foreground_cells, loss_weights
+from mask2iv_ros.training.losses import contact_cells, foreground_cells, loss_weights, object_cells
 
 SEEDS = range(8)
 
@@ -141,15 +147,19 @@ class TestDamage:
             DamageShares(**shares)
 
 
+def variants_of(labels: np.ndarray) -> np.ndarray:
+    return goal_variants(lb.goal_labels(labels), labels[0])
+
+
 class TestGoal:
     def test_mask_is_the_last_object_without_the_actor(self):
-        mask, _, _ = goal_variants(LABELS)
+        mask, _, _ = variants_of(LABELS)
         assert set(np.unique(mask)) == {lb.BACKGROUND, lb.OBJECT}
         np.testing.assert_array_equal(mask == lb.OBJECT, LABELS[-1] == lb.OBJECT)
         np.testing.assert_array_equal(mask, lb.goal_labels(LABELS))
 
     def test_box_is_the_filled_rectangle_around_it(self):
-        mask, box, _ = goal_variants(LABELS)
+        mask, box, _ = variants_of(LABELS)
         rows, columns = np.nonzero(mask)
         assert (box == lb.OBJECT).sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
         assert box[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].all()
@@ -157,7 +167,7 @@ class TestGoal:
     def test_point_is_the_first_mask_at_the_goals_centroid(self):
         turned = LABELS.copy()
         turned[-1] = turned[-1, ::-1]  # the object ends in another shape
-        mask, _, point = goal_variants(turned)
+        mask, _, point = variants_of(turned)
         assert (point == lb.OBJECT).sum() == (LABELS[0] == lb.OBJECT).sum()
         assert np.abs(np.subtract(lb.centroid(point == 1), lb.centroid(mask == 1))).max() < 1
         assert (point != mask).any()
@@ -165,12 +175,12 @@ class TestGoal:
     def test_a_clip_that_ends_without_object_has_no_goal(self):
         gone = LABELS.copy()
         gone[-1] = 0
-        assert not goal_variants(gone).any()
+        assert not variants_of(gone).any()
 
     def test_an_object_that_appears_later_is_its_own_point(self):
         late = LABELS.copy()
         late[0] = 0
-        mask, _, point = goal_variants(late)
+        mask, _, point = variants_of(late)
         np.testing.assert_array_equal(mask, point)
 
 
@@ -212,7 +222,28 @@ class TestConditions:
         assert drawn.goal.tolist() == [True, False] * 8
         assert drawn.text.tolist() == [False, True] * 8
 
+    def test_a_clip_stops_only_for_a_goal(self):
+        drawn = self.draw(text_only=0.3, goal_only=0.2, neither=0.1, stopped=0.5)
+        assert not drawn.stop[~drawn.goal].any()
+        shares = torch.bincount(drawn.stop[drawn.goal]) / drawn.goal.sum()
+        torch.testing.assert_close(shares, torch.tensor([0.5, *[0.5 / STOPS] * STOPS]), atol=0.02, rtol=0)
+        unstopped = self.draw(text_only=0.3, goal_only=0.2, neither=0.1)
+        assert torch.equal(drawn.goal, unstopped.goal)
+
+    def test_a_clip_stops_where_its_object_has_moved_and_is_seen(self):
+        labels = np.zeros((8, 20, 40), np.uint8)
+        for t, column in enumerate((0, 0, 0, 0, 0, 10, 20, 30)):
+            labels[t, 5:15, column : column + 10] = lb.OBJECT
+        drawn = {int(t) for seed in range(20) for t in stop_frames(labels, np.random.default_rng(seed))}
+        assert drawn == {5, 6}
+        labels[6, 5:15, 22:30] = lb.ACTOR
+        drawn = {int(t) for seed in range(20) for t in stop_frames(labels, np.random.default_rng(seed))}
+        assert drawn == {5}
+        assert set(stop_frames(labels[:5], np.random.default_rng(0))) == {4}
+
     def test_impossible_shares_are_refused(self):
+        with pytest.raises(ValueError, match='stopped'):
+            ConditionShares(stopped=1.5)
         with pytest.raises(ValueError, match='goal_box'):
             ConditionShares(goal_box=0.7, goal_point=0.4)
 
@@ -246,6 +277,16 @@ class TestLossWeights:
         assert (weights[1:3, 1:3] == 5).all()
         assert (weights[:, [0, 3]] == 1).all()
         assert (weights[[0, 3]] == 1).all()
+
+    def test_an_object_weighs_more_than_the_rest_of_the_foreground(self):
+        labels = np.zeros((1, 2, 16, 16), np.uint8)
+        labels[0, 0, 0:4, 0:4] = labels[0, 1, 4:8, 0:4] = lb.OBJECT
+        labels[0, :, 12:16] = lb.ACTOR
+        weights = loss_weights(
+            foreground_cells(labels, 4), None, 5.0, 1.0, True, object_cells(labels, 4), 25.0
+        )[0]
+        assert weights[0].tolist() == [[25, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1], [5, 5, 5, 5]]
+        assert weights[1].tolist() == [[25, 1, 1, 1], [25, 1, 1, 1], [1, 1, 1, 1], [5, 5, 5, 5]]
 
     def test_the_released_codes_variant_weighs_the_whole_foreground(self):
         cells = foreground_cells(LABELS[None], 8)

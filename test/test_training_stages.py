@@ -262,12 +262,12 @@ class TestPredictedMasks:
             arrays.frames[:1, 0],
             arrays.labels[:1, 0],
             arrays.tasks[:1],
-            lb.goal_labels(arrays.labels[:1]),
+            arrays.goals[:1],
             generator=[torch.Generator().manual_seed(0)],
         ).labels[0]
         assert (stage.predicted[0] != expected).mean() < 0.01
         assert (stage.predicted[0] != arrays.labels[0]).any()
-        condition = stage._inputs(np.array([0, 2]), torch.Generator().manual_seed(0))[2]
+        condition = stage._inputs(np.array([0, 2]), torch.Generator().manual_seed(0)).condition
         torch.testing.assert_close(condition[:, 4:], stage._load('predicted', np.array([0, 2])))
 
     def test_few_clips_with_predictions_see_them_more_often(self, tmp_path, data, init):
@@ -279,7 +279,7 @@ class TestPredictedMasks:
         assert stage.predicted.shape == stage.arrays.labels[:1].shape
         others = [i for i in range(len(stage.arrays)) if i != pick]
         clips = np.array([pick] * 60 + others * 60)
-        masks = stage._inputs(clips, torch.Generator().manual_seed(0))[2][:, 4:]
+        masks = stage._inputs(clips, torch.Generator().manual_seed(0)).condition[:, 4:]
         seen = (masks == stage._load('predicted', np.zeros(len(clips), int))).flatten(1).all(1).numpy()
         share = min(0.25 * len(stage.arrays), 0.75)
         assert seen[:60].mean() == pytest.approx(share, abs=0.2)
@@ -311,35 +311,57 @@ class TestTrajectoryInputs:
     def test_text_mode_repeats_the_first_masks(self, tmp_path, data, init):
         stage = self.stage(tmp_path, data, init, text_only=1)
         clips = np.array([1, 2])
-        target, first, condition, text, _ = stage._inputs(clips, torch.Generator().manual_seed(0))
+        batch = stage._inputs(clips, torch.Generator().manual_seed(0))
         masks = stage._load('masks', clips)
-        torch.testing.assert_close(target, masks)
-        torch.testing.assert_close(condition[:, :4], masks[:, :, :1].expand_as(masks))
-        torch.testing.assert_close(first, masks[:, :, 0])
-        assert sorted(text) == sorted(stage.text_index[clips])
+        torch.testing.assert_close(batch.target, masks)
+        torch.testing.assert_close(batch.condition[:, :4], masks[:, :, :1].expand_as(masks))
+        torch.testing.assert_close(batch.first, masks[:, :, 0])
+        assert sorted(batch.text) == sorted(stage.text_index[clips])
         assert 'goals' not in stage.latents
 
     def test_position_mode_has_the_goal_last_and_no_text(self, tmp_path, data, init):
         stage = self.stage(tmp_path, data, init, goal_only=1)
-        _, _, condition, text, _ = stage._inputs(np.array([1, 2]), torch.Generator().manual_seed(0))
-        torch.testing.assert_close(condition[:, :4, -1], stage._load('goals', np.array([1, 2]), [0, 0]))
-        assert not condition[:, :4, 1:-1].any()
-        assert not text.any()
+        batch = stage._inputs(np.array([1, 2]), torch.Generator().manual_seed(0))
+        masks = batch.condition[:, :4]
+        torch.testing.assert_close(masks[:, :, -1], stage._load('goals', np.array([1, 2]), [0, 0]))
+        assert not masks[:, :, 1:-1].any()
+        assert not batch.text.any()
+
+    def test_a_clip_that_stops_stays_where_its_goal_is(self, tmp_path, data, init):
+        conditions = {'text_only': 0, 'goal_only': 1, 'goal_box': 0, 'goal_point': 0, 'no_actor': 0}
+        recipe = make_recipe(tmp_path, data, init, conditions=conditions | {'stopped': 1}, object_weight=9)
+        stage = recipe.stage_trainer('trajectory')
+        clips = np.arange(len(stage.arrays))
+        batch = stage._inputs(clips, torch.Generator().manual_seed(0))
+        assert {tuple(row[row < row[-1]]) for row in batch.frames} == {
+            tuple(range(row[-1])) for row in batch.frames
+        }
+        assert batch.frames.max() < stage.arrays.labels.shape[1] - 1
+        for clip, frames, target, condition in zip(
+            clips, batch.frames, batch.target, batch.condition, strict=True
+        ):
+            masks = stage._load('masks', clips[clip : clip + 1])[0]
+            torch.testing.assert_close(target, masks[:, frames])
+            goal = lb.labels_to_rgb(lb.without_actor(stage.arrays.labels[clip, frames[-1]]))
+            expected = torch.from_numpy(encode_images(stage.cache.vae, goal[None])[0].astype(np.float32))
+            torch.testing.assert_close(condition[:4, -1], expected, atol=1e-2, rtol=1e-2)
+        assert np.isfinite(stage.loss_at(torch.Generator().manual_seed(0))['loss'].item())
+        assert stage._objective['conditions']['stopped'] == 1
 
     def test_a_goal_with_channels_of_its_own_is_seen_by_those_who_have_one(self, tmp_path, data, init):
         mask_alone = {'text_only': 0, 'goal_only': 0.5, 'goal_box': 0, 'goal_point': 0, 'no_actor': 0}
         recipe = make_recipe(tmp_path, data, init, goal_channels=True, conditions=mask_alone)
         stage = recipe.stage_trainer('trajectory')
         goals = torch.from_numpy(stage.latents['goals'][np.arange(4), 0].astype(np.float32))
-        *_, condition, _text, _features = stage._inputs(np.arange(4), torch.Generator().manual_seed(0))
+        condition = stage._inputs(np.arange(4), torch.Generator().manual_seed(0)).condition
         torch.testing.assert_close(condition[:, -4:], goals.unsqueeze(2).expand_as(condition[:, -4:]))
 
     def test_an_unseen_actor_is_missing_from_the_condition_and_kept_in_the_target(self, tmp_path, data, init):
         stage = self.stage(tmp_path, data, init, text_only=1, no_actor=1)
-        target, first, condition, *_ = stage._inputs(np.array([1]), torch.Generator().manual_seed(0))
-        torch.testing.assert_close(condition[:, :4, 0], stage._load('no_actor', np.array([1])))
-        torch.testing.assert_close(first, condition[:, :4, 0])
-        assert (first - target[:, :, 0]).abs().max() > 0.01
+        batch = stage._inputs(np.array([1]), torch.Generator().manual_seed(0))
+        torch.testing.assert_close(batch.condition[:, :4, 0], stage._load('no_actor', np.array([1])))
+        torch.testing.assert_close(batch.first, batch.condition[:, :4, 0])
+        assert (batch.first - batch.target[:, :, 0]).abs().max() > 0.01
 
 
 def test_arrays_follow_a_dataset_that_is_made_anew_in_its_place(tmp_path, init):
@@ -397,14 +419,15 @@ class TestLooks:
     def test_target_condition_and_image_tokens_are_of_one_look(self, tmp_path, data, init):
         stage = make_recipe(tmp_path, data, init, 'video', looks=1.0, look_variants=2).stage_trainer('video')
         clips = np.array([0, 1, 2, 3] * 4)
-        video, first, condition, _, features = stage._inputs(clips, torch.Generator().manual_seed(0))
+        batch = stage._inputs(clips, torch.Generator().manual_seed(0))
+        video, first = batch.target, batch.first
         variants = [stage._load('looks', clips, np.full(len(clips), v)) for v in range(2)]
         same = torch.stack([(video == variant).flatten(1).all(1) for variant in variants])
         assert (same.sum(0) == 1).all()
         assert same.any(1).all()
         torch.testing.assert_close(first, video[:, :, 0])
-        torch.testing.assert_close(condition[:, :4], first.unsqueeze(2).expand_as(video))
-        torch.testing.assert_close(features, first.flatten(2).transpose(1, 2))
+        torch.testing.assert_close(batch.condition[:, :4], first.unsqueeze(2).expand_as(video))
+        torch.testing.assert_close(batch.features, first.flatten(2).transpose(1, 2))
         assert not (video == stage._load('video', clips)).flatten(1).all(1).any()
 
     def test_without_them_samples_are_as_ever(self, tmp_path, data, init):
@@ -412,14 +435,14 @@ class TestLooks:
         assert 'looks' not in stage.latents
         assert not {'looks', 'look_variants'} & stage._objective.keys()
         clips = np.arange(3)
-        video, *_, features = stage._inputs(clips, torch.Generator().manual_seed(0))
-        torch.testing.assert_close(video, stage._load('video', clips))
-        torch.testing.assert_close(features, video[:, :, 0].flatten(2).transpose(1, 2))
+        batch = stage._inputs(clips, torch.Generator().manual_seed(0))
+        torch.testing.assert_close(batch.target, stage._load('video', clips))
+        torch.testing.assert_close(batch.features, batch.target[:, :, 0].flatten(2).transpose(1, 2))
 
     def test_an_image_encoder_sees_the_look(self, tmp_path, data, dynamicrafter):
         stage = make_recipe(tmp_path, data, dynamicrafter, 'video', looks=1.0, look_variants=1)
         stage = stage.stage_trainer('video')
-        features = stage._inputs(np.array([2]), torch.Generator().manual_seed(0))[-1]
+        features = stage._inputs(np.array([2]), torch.Generator().manual_seed(0)).features
         with torch.no_grad():
             tokens = image_features(stage.pipeline, stage._looks(2)[0, :1], None)
         np.testing.assert_allclose(features, tokens, atol=1e-2)

@@ -159,7 +159,7 @@ def draw_goal(
     Evenly from a disc whose radius is `share` of the object's way from the first frame to the goal. A draw
     that would cut the object at the picture's border is drawn again. None where the clip ends without object.
     """
-    goal = lb.goal_labels(clip.labels) if clip.goal is None else clip.goal
+    goal = clip.goal_labels
     at_start, at_goal = (
         lb.centroid((labels == lb.OBJECT) | (labels == lb.PART)) for labels in (clip.labels[0], goal)
     )

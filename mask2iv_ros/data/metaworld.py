@@ -101,12 +101,15 @@ class Scene:
         from metaworld.policies import ENV_POLICY_MAP
 
         self.task = TASKS[task]
-        self.env = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f'{task}-v3-goal-observable']()
+        name = self.task.env or task
+        self.env = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f'{name}-v3-goal-observable']()
         self.env._freeze_rand_vec = False  # Meta-World's own switches: draw a placement at every reset ...
         self.env.seeded_rand_vec = True  # ... from env.seed(), not from the global NumPy generator
         self.hand_start = self.env.hand_init_pos.copy()
-        self.expert = ENV_POLICY_MAP[f'{task}-v3']()
+        self.expert = ENV_POLICY_MAP[f'{name}-v3']()
         self.model, self.data = self.env.model, self.env.data
+        if self.task.placements:
+            self._place_within(*np.array(self.task.placements))
         self.model.vis.quality.shadowsize = 1024
         self.model.vis.quality.offsamples = 0
         self.model.mat_reflectance[:] = 0
@@ -119,6 +122,7 @@ class Scene:
         self.context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR  # else far depths have few bits
         self.picture = mujoco.MjvScene(self.model, 10_000)
         self.is_object = self.geoms_below(self.task.bodies)
+        self.model.geom_size[self.is_object] *= self.task.scale
         self.is_actor = self.geoms_below(('right_arm_base_link',))
         visible = self.model.geom_group < 3  # MuJoCo's default; the rest are collision shapes
         self.model.geom_group[self.is_actor & visible] = ACTOR_GROUP
@@ -133,6 +137,14 @@ class Scene:
         if hasattr(self, 'context'):
             self.gl.make_current()  # OpenGL names are freed in whichever context is current
             self.context.free()
+
+    def _place_within(self, low: np.ndarray, high: np.ndarray):
+        """Draw placements (6,) of object and goal from these ranges; no goal is told outside them."""
+        from gymnasium.spaces import Box
+
+        self.env._random_reset_space = Box(low, high, dtype=np.float64)
+        self.env.goal_space = Box(low[3:], high[3:], dtype=np.float64)
+        vars(self.env).pop('sawyer_observation_space', None)  # was made of the goal space before
 
     def geoms_below(self, bodies: tuple[str, ...]) -> np.ndarray:
         """(ngeom,) bool: the geom belongs to one of the named bodies or to a body below one."""

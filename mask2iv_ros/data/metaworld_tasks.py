@@ -16,6 +16,10 @@ class Task:
     below them) that the hand moves: of hammer and nail, the hammer. The cameras look at `lookat` (metres,
     world), the default one from `distance` metres. An expert that needs over `max_steps` has lost its way;
     the film ends `steps_after` steps after success.
+
+    `env` is Meta-World's name of the environment where it is not the key of the row. `placements` are the
+    least and the largest x, y, z (metres, world) of the object at first and of its goal, in place of
+    Meta-World's own; objects are `scale` times as wide as there.
     """
 
     texts: tuple[str, ...]
@@ -24,6 +28,9 @@ class Task:
     distance: float
     max_steps: int = 150
     steps_after: int = 10
+    env: str | None = None
+    placements: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    scale: float = 1.0
 
     @property
     def text(self) -> str:
@@ -447,6 +454,42 @@ TASKS = {
     ),
 }
 
+_ON_TABLE = (-0.2, 0.55, 0.02, -0.25, 0.5, 0.02), (0.2, 0.8, 0.02, 0.25, 0.85, 0.0201)
+
+#: The object goes wherever the goal is, which no picture shows: in all other tasks but a few the scene tells
+#: where the object ends, and a model learns to overlook the goal that it is given.
+GOAL_TASKS = {
+    'push-anywhere': Task(
+        ('push the puck to the goal', 'slide the puck over the table to where it should be'),
+        ('obj',),
+        (0.0, 0.68, 0.06),
+        0.85,
+        env='push',
+        placements=_ON_TABLE,
+        scale=1.5,
+    ),
+    'push-block-anywhere': Task(
+        ('push the block to the goal', 'slide the block over the table to where it should be'),
+        ('obj',),
+        (0.0, 0.68, 0.06),
+        0.85,
+        env='push-back',
+        placements=_ON_TABLE,
+        scale=1.5,
+    ),
+    'pick-place-anywhere': Task(
+        ('carry the puck to the goal', 'pick up the puck and bring it to where it should be'),
+        ('obj',),
+        (0.0, 0.68, 0.09),
+        0.85,
+        env='pick-place',
+        placements=(_ON_TABLE[0], (*_ON_TABLE[1][:5], 0.25)),
+        scale=1.5,
+    ),
+}
+BENCHMARK_TASKS = tuple(TASKS)  #: Meta-World's own
+TASKS |= GOAL_TASKS
+
 #: The tasks that the embedded model mask2iv-sim was trained on, in the order of its dataset.
 SIM8_TASKS = (
     'door-open',
@@ -527,13 +570,14 @@ def _splits(
     }
 
 
-_TRAIN_TASKS = tuple(task for task in TASKS if task not in HELD_OUT_TASKS)
+_TRAIN_TASKS = tuple(task for task in BENCHMARK_TASKS if task not in HELD_OUT_TASKS)
 
 _EXECUTION = (*PUBLISHED_TASKS, 'drawer-open', 'drawer-close', 'push')
 
 #: Splits of each size of the benchmark. `sim8` trained the first mask2iv-sim: one camera, canonical texts.
 #: `execution` is for models whose plans are executed: also the cameras of the executor, and half of the clips
-#: begin somewhere on the way, as plans do that are made anew. `scenes` has more of the same, a camera each.
+#: begin somewhere on the way, as plans do that are made anew. `scenes` has more of the same, a camera each;
+#: `goals` has scenes in which only the goal tells where the object ends.
 SIZES = {
     'tiny': _splits(('drawer-open', 'faucet-close'), ('door-lock',), 2, 1, 1),
     'small': _splits(_TRAIN_TASKS, HELD_OUT_TASKS, 3, 1, 2),
@@ -549,5 +593,9 @@ SIZES = {
     'scenes': {
         'train': Split(_EXECUTION, 144, (VARIED_VIEW,), depth=False, late_starts=True),
         'test': Split(_EXECUTION, 2, VARIED_VIEWS, depth=False, late_starts=True),
+    },
+    'goals': {
+        'train': Split(tuple(GOAL_TASKS), 240, (VARIED_VIEW,), depth=False),
+        'test': Split(tuple(GOAL_TASKS), 16, (VARIED_VIEW,), depth=False),
     },
 }

@@ -298,7 +298,7 @@ class Predictor:
         self.framing = Framing(self.scored.source, tuple(pipeline.config.sample_size), self.scored.crop)
         self.frame = self.framing.fit_frames(clip.frames[0])
         self.labels = self.framing.fit_labels(clip.labels)
-        self.goal = lb.goal_labels(self.labels)
+        self.goal = self.framing.fit_labels(clip.goal_labels)
         self.truth = self.scored.fit_labels(clip.labels)
         self.task = clip.task
 

@@ -33,14 +33,16 @@ class ClipArrays:
     Attributes:
         frames: (N, T, h, w, 3) uint8 RGB.
         labels: (N, T, h, w) uint8 label ids.
+        goals: (N, h, w) uint8 label ids of where the object ends, see `InteractionClip.goal_labels`.
         tasks: N task texts.
         fps: (N,) frames a second.
         sources: N source records of the clips.
-        digest: sha256 of frames and labels, hex.
+        digest: sha256 of frames, labels and goals, hex.
     """
 
     frames: np.ndarray
     labels: np.ndarray
+    goals: np.ndarray
     tasks: list[str]
     fps: np.ndarray
     sources: list[dict]
@@ -56,6 +58,7 @@ class ClipArrays:
         return cls(
             frames=np.load(folder / 'frames.npy', mmap_mode='r'),
             labels=np.load(folder / 'labels.npy', mmap_mode='r'),
+            goals=np.load(folder / 'goals.npy', mmap_mode='r'),
             tasks=index['tasks'],
             fps=np.array(index['fps']),
             sources=index['sources'],
@@ -85,12 +88,13 @@ def build_arrays(
     shape, mode = (count, num_frames, *size), 'r+' if start else 'w+'
     frames = np.lib.format.open_memmap(folder / 'frames.npy', mode, np.uint8, (*shape, 3))
     labels = np.lib.format.open_memmap(folder / 'labels.npy', mode, np.uint8, shape)
+    goals = np.lib.format.open_memmap(folder / 'goals.npy', mode, np.uint8, (count, *size))
     log = folder / CLIP_LOG
     records = [json.loads(line) for line in log.read_text().splitlines()[:start]] if start else []
     log.write_text(''.join(json.dumps(record) + '\n' for record in records))
     digest = hashlib.sha256()
     for i in range(start):
-        digest.update(frames[i].tobytes() + labels[i].tobytes())
+        digest.update(frames[i].tobytes() + labels[i].tobytes() + goals[i].tobytes())
     progress = tqdm(clips, initial=start, total=count, desc='fit clips', unit='clip', mininterval=2)
     for i, clip in enumerate(progress, start):
         if len(clip) != num_frames:
@@ -101,14 +105,15 @@ def build_arrays(
             clip.frames.shape[1:3], size, short_side, clip.labels[0] == lb.OBJECT
         )
         frames[i], labels[i] = framing.fit_frames(clip.frames), framing.fit_labels(clip.labels)
-        digest.update(frames[i].tobytes() + labels[i].tobytes())
+        goals[i] = framing.fit_labels(clip.goal_labels)
+        digest.update(frames[i].tobytes() + labels[i].tobytes() + goals[i].tobytes())
         records.append({'task': clip.task, 'fps': clip.fps, 'source': clip.source})
         with log.open('a') as file:
             file.write(json.dumps(records[-1]) + '\n')
     if len(records) != count:
         raise ValueError(f'expected {count} clips, got {len(records)}')
-    frames.flush()
-    labels.flush()
+    for array in (frames, labels, goals):
+        array.flush()
     index = {f'{key}s': [record[key] for record in records] for key in ('task', 'source')}
     index |= {'fps': [record['fps'] for record in records], 'digest': digest.hexdigest()}
     (folder / 'index.json').write_text(json.dumps(index))

@@ -12,6 +12,8 @@ from mask2iv_ros.planning.request import move_mask
 
 #: Forms of a goal, in the order of `goal_variants`.
 GOAL_FORMS = ('mask', 'box', 'point')
+STOPS = 2  #: frames in which each clip may stop
+STOPPED_IOU = 0.7  #: of the object's masks, then and at first, at most
 
 
 @dataclass
@@ -25,6 +27,9 @@ class ConditionShares:
             object's mask at the end, as in the paper.
         neither: of all samples: no text and no goal, which guidance at inference needs.
         no_actor: of all samples: the first masks do not show the actor, which is there and will move.
+        stopped: of the samples with a goal: everything stops in a frame of the second half, and the goal is
+            where the object is then (goals chosen in hindsight, arXiv 1707.01495). Most scenes show where
+            their object ends, a drawer, a button; only a goal on the way has something to tell there.
     """
 
     text_only: float = 0.35
@@ -33,14 +38,15 @@ class ConditionShares:
     goal_point: float = 0.3
     no_actor: float = 0.1
     neither: float = 0.0
+    stopped: float = 0.0
 
     def __post_init__(self):
         shares = vars(self).values()
-        sums = self.text_only + self.goal_only + self.neither, self.goal_box + self.goal_point, self.no_actor
-        if min(shares) < 0 or max(sums) > 1 + 1e-9:
+        sums = self.text_only + self.goal_only + self.neither, self.goal_box + self.goal_point
+        if min(shares) < 0 or max(*sums, self.no_actor, self.stopped) > 1 + 1e-9:
             raise ValueError(
                 'conditions: expected shares of at least 0, text_only + goal_only + neither, goal_box + '
-                f'goal_point and no_actor each at most 1, got {self}'
+                f'goal_point, no_actor and stopped each at most 1, got {self}'
             )
 
 
@@ -49,12 +55,14 @@ class Conditions:
     """What is drawn for a batch.
 
     `text`, `goal`, `actor`: (B,) bool, whether the sample sees it. `goal_form`: (B,) int64, see `GOAL_FORMS`.
+    `stop`: (B,) int64, 0 for a clip that goes on to its end, else the number of its `stop_frames` plus 1.
     """
 
     text: torch.Tensor
     goal: torch.Tensor
     goal_form: torch.Tensor
     actor: torch.Tensor
+    stop: torch.Tensor
 
 
 def draw_conditions(
@@ -65,23 +73,45 @@ def draw_conditions(
     neither = mode >= 1 - shares.neither
     text_only = ((mode < shares.text_only) | ~has_goal) & ~neither
     goal_only = ~text_only & (mode < shares.text_only + shares.goal_only)
+    stop = torch.zeros(len(has_goal), dtype=torch.int64)
+    if shares.stopped:
+        stops = torch.rand(len(has_goal), generator=generator) < shares.stopped
+        number = torch.randint(1, STOPS + 1, (len(has_goal),), generator=generator)
+        stop = torch.where(stops & ~text_only & ~neither, number, stop)
     is_point = (form >= shares.goal_box) & (form < shares.goal_box + shares.goal_point)
     return Conditions(
         text=~goal_only & ~neither,
         goal=~text_only & ~neither,
         goal_form=(form < shares.goal_box).long() + 2 * is_point.long(),
         actor=actor >= shares.no_actor,
+        stop=stop,
     )
 
 
-def goal_variants(labels: np.ndarray) -> np.ndarray:
-    """(3, h, w) label images: the goal of a (T, h, w) clip in every form of `GOAL_FORMS`.
+def stop_frames(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(STOPS,) int64 frames of a (T, h, w) clip in which it may stop on the way.
 
-    The box is the filled rectangle around the goal; the pixel is the goal's centroid, to which the first
-    object mask is moved, as `GenerationRequest` does. All are empty where the clip ends without an object; a
-    clip that begins without one has the goal's mask for the pixel too.
+    They are of its second half; much of the object is seen there, and it has left its first place. The last
+    frame where there are no such.
     """
-    goal, first = lb.goal_labels(labels), lb.without_actor(labels[0]) != lb.BACKGROUND
+    seen = lb.object_mask(labels)
+    areas = seen.sum(axis=(1, 2))
+    fits = [
+        t
+        for t in range(len(labels) // 2, len(labels) - 1)
+        if areas[t] > max(areas) / 2 and lb.iou(seen[t], seen[0]) < STOPPED_IOU
+    ]
+    return rng.choice(fits or [len(labels) - 1], STOPS)
+
+
+def goal_variants(goal: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """(3, h, w) label images: a goal (h, w) in every form of `GOAL_FORMS`.
+
+    The box is the filled rectangle around the goal; the pixel is the goal's centroid, to which the object of
+    the `first` label image (h, w) is moved, as `GenerationRequest` does. All are empty where the goal is; a
+    clip that begins without an object has the goal's mask for the pixel too.
+    """
+    first = lb.without_actor(first) != lb.BACKGROUND
     target = goal != lb.BACKGROUND
     if not target.any():
         return np.stack([goal] * 3)

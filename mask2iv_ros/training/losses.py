@@ -12,6 +12,11 @@ def foreground_cells(labels: np.ndarray, cell: int) -> np.ndarray:
     return _pool(labels != lb.BACKGROUND, cell)
 
 
+def object_cells(labels: np.ndarray, cell: int) -> np.ndarray:
+    """Latent cells (..., h, w) bool in which (..., H, W) labels have a pixel of the object."""
+    return _pool(lb.object_mask(labels), cell)
+
+
 def contact_cells(labels: np.ndarray, cell: int, size: int = 7) -> np.ndarray:
     """Latent cells (..., h, w) bool in which the contact band of (..., H, W) labels has a pixel.
 
@@ -26,22 +31,29 @@ def loss_weights(
     foreground_weight: float,
     contact_weight: float = 1.0,
     vacated: bool = False,
+    objects: np.ndarray | None = None,
+    object_weight: float = 1.0,
 ) -> np.ndarray:
-    """Weights (B, T, h, w) float32 of the squared error; 1 where neither map is set, else the larger weight.
+    """Weights (B, T, h, w) float32 of the squared error; 1 where no map is set, else the largest weight.
 
     The paper weights the contact band by 5 in stage 2. Its released loaders overwrite the band with the whole
     foreground, which is `foreground_weight` 5 and `contact_weight` 1; stage 1 of the released code is so too.
 
     Args:
-        foreground, contact: (B, T, h, w) bool, see `foreground_cells` and `contact_cells`.
-        vacated: the foreground of a frame is also where frame 0 has a mask, so that leaving a place counts as
-            much as arriving. Ours, not the paper's.
+        foreground, contact, objects: (B, T, h, w) bool, see `foreground_cells`, `contact_cells` and
+            `object_cells`; the last, and their weight, are ours.
+        vacated: foreground and object of a frame are also where frame 0 has them, so that leaving a place
+            counts as much as arriving. Ours, not the paper's.
     """
-    if vacated:
-        foreground = foreground | foreground[:, :1]
-    weights = 1 + (foreground_weight - 1) * foreground.astype(np.float32)
-    if contact is not None:
-        weights = np.maximum(weights, 1 + (contact_weight - 1) * contact.astype(np.float32))
+    weights = np.ones(foreground.shape, np.float32)
+    for cells, weight, leaves in (
+        (foreground, foreground_weight, vacated),
+        (contact, contact_weight, False),
+        (objects, object_weight, vacated),
+    ):
+        if cells is not None:
+            seen = cells | cells[:, :1] if leaves else cells
+            weights = np.maximum(weights, 1 + (weight - 1) * seen.astype(np.float32))
     return weights
 
 

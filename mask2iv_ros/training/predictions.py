@@ -8,7 +8,6 @@ from hashlib import sha256
 import numpy as np
 import torch
 
-from mask2iv_ros import labels as lb
 from mask2iv_ros.pipelines.mask_trajectory import MaskTrajectoryPipeline
 from mask2iv_ros.training.latents import LatentCache, weights_id
 
@@ -36,7 +35,7 @@ def predicted_labels(
         for first in range(start, len(picks), batch_size):
             batch = picks[first : first + batch_size]
             labels = clips.labels[batch]
-            goal = lb.goal_labels(labels)
+            goal = clips.goals[batch]
             with torch.autocast(cache.vae.device.type, torch.bfloat16):
                 predicted = pipeline(
                     clips.frames[batch, 0],
