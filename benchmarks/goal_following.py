@@ -1,13 +1,17 @@
 """Does the object go where a goal says? Writes JSON and a Markdown table.
 
-    python benchmarks/goal_following.py DATA [--camera NAME] [--model FOLDER]
+    python benchmarks/goal_following.py DATA/test [--camera NAME] [--model FOLDER] [--output RESULTS]
 
-DATA is a dataset with masks, such as the `test` that `mask2iv simulate` writes; of it the clips whose object
-moves by `MOVED` pixels of the model or more. Stage 1 predicts each with and without its goal (the mask of the
-object in the last frame, its box, or its pixel), and with that mask moved elsewhere, where no expert took it.
-Of the last frame: `IoU` with the mask of the goal, or with the true one without a goal; `distance` of the two
-centroids in pixels of the model. `all frames`: the object's IoU with the truth. `followed`: how far the
-object goes along with a moved goal, as a share of the way by which it was moved: 1 is all of it, 0 is a goal
+DATA is what `mask2iv simulate DATA --size goals` makes, where only a goal tells where the object ends; or any
+other dataset with masks. In most scenes the end can be seen, of a drawer or a button, and an object cannot go
+elsewhere: there `moved` asks for what is impossible, and `on the way` for what is not.
+
+Stage 1 predicts each clip whose object moves by `MOVED` pixels of the model or more, told its text, its goal
+(the mask of the object at the end, its box, or its pixel), and two other goals: that mask moved elsewhere,
+where no expert took it, and the object's mask in a frame in the second half of its way. Of the last frame:
+`IoU` with the mask of the goal, or with the true one without a goal; `distance` of the two centroids in
+pixels of the model. `all frames`: the object's IoU with the truth. `followed`: how far the object goes along
+with a goal that is not the true one, as a share of the way between the two goals: 1 is all of it, 0 is a goal
 that is overlooked. Means over clips with 95 % bootstrap intervals.
 """
 
@@ -29,9 +33,10 @@ from mask2iv_ros.evaluation import metrics
 from mask2iv_ros.framing import Framing
 from mask2iv_ros.pipelines import load_pipeline
 from mask2iv_ros.planning.request import move_mask
-from mask2iv_ros.training.conditions import GOAL_FORMS, goal_variants
+from mask2iv_ros.training.conditions import GOAL_FORMS, goal_variants, stop_frames
 
 MOVED = 10  #: pixels of the model
+LEAST_WAY = 3  #: pixels between two goals, for `followed`
 SHIFTS = 8, 16  #: pixels along each axis by which a goal is moved, at least and at most
 RESULTS = Path(__file__).parent / 'results' / 'goal_following'
 
@@ -51,12 +56,16 @@ def judge(pipeline, clip, seed: int) -> dict[str, dict[str, float]] | None:
     """Metrics of a clip by row; None for one whose object does not move, or is not there at the end."""
     framing = Framing(clip.frames.shape[1:3], tuple(pipeline.config.sample_size))
     image, truth = framing.fit_frames(clip.frames[:1]), framing.fit_labels(clip.labels)
-    start, end = (lb.centroid(lb.object_mask(truth[t])) for t in (0, -1))
+    variants = goal_variants(framing.fit_labels(clip.goal_labels), truth[0])
+    start, end = (lb.centroid(lb.object_mask(labels)) for labels in (truth[0], variants[0]))
     if start is None or end is None or np.linalg.norm(np.subtract(end, start)) < MOVED:
         return None
-    variants = goal_variants(framing.fit_labels(clip.goal_labels), truth[0])
     goals = dict(zip(GOAL_FORMS, variants, strict=True))
-    elsewhere = moved_goal(goals['mask'], np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    others = {'mask, moved': moved_goal(goals['mask'], rng)}
+    stop = stop_frames(truth, rng)[0]
+    if stop < len(truth) - 1:
+        others['mask, on the way'] = lb.without_actor(truth[stop])
 
     def predict(task: str, goal: np.ndarray | None) -> np.ndarray:
         generator = torch.Generator().manual_seed(seed)
@@ -79,13 +88,15 @@ def judge(pipeline, clip, seed: int) -> dict[str, dict[str, float]] | None:
         rows[row]['all frames'] = metrics.mask_iou(labels, truth, lb.OBJECT)
         if row == 'mask':
             reached = lb.centroid(lb.object_mask(labels[-1]))
-    if elsewhere is not None:
-        labels = predict('', elsewhere)
-        rows['mask, moved'] = score(labels, elsewhere)
+    for row, goal in others.items():
+        if goal is None:
+            continue
+        labels = predict('', goal)
+        rows[row] = score(labels, goal)
         at = lb.centroid(lb.object_mask(labels[-1]))
-        way = np.subtract(lb.centroid(lb.object_mask(elsewhere)), end)
-        if at is not None and reached is not None:
-            rows['mask, moved']['followed'] = float(np.subtract(at, reached) @ way / (way @ way))
+        way = np.subtract(lb.centroid(lb.object_mask(goal)), lb.centroid(lb.object_mask(goals['mask'])))
+        if at is not None and reached is not None and np.linalg.norm(way) >= LEAST_WAY:
+            rows[row]['followed'] = float(np.subtract(at, reached) @ way / (way @ way))
     return rows
 
 

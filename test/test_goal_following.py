@@ -38,10 +38,12 @@ class Follower:
 @pytest.mark.parametrize('overlooks', [False, True])
 def test_a_goal_is_followed_or_not(clip, overlooks, monkeypatch):
     monkeypatch.setattr(goal_following, 'SHIFTS', (4, 8))
+    monkeypatch.setattr(goal_following, 'LEAST_WAY', 1)
     rows = goal_following.judge(Follower(clip.labels, overlooks), clip, 0)
     assert rows['mask']['IoU'] == rows['text']['all frames'] == 1
-    assert rows['mask, moved']['followed'] == pytest.approx(float(not overlooks))
-    assert (rows['mask, moved']['distance'] < 0.1) != overlooks
+    for row in ('mask, moved', 'mask, on the way'):
+        assert rows[row]['followed'] == pytest.approx(float(not overlooks))
+        assert (rows[row]['distance'] < 0.1) != overlooks
 
 
 def test_an_object_that_stays_tells_nothing(clip):

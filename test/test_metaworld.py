@@ -11,6 +11,7 @@ from mask2iv_ros.data.metaworld import Scene, record_clip, record_clips, record_
 from mask2iv_ros.data.metaworld_tasks import (
     BENCHMARK_TASKS,
     FIXED_VIEWS,
+    GOAL_TASKS,
     HELD_OUT_CAMERA,
     HELD_OUT_TASKS,
     SIM8_TASKS,
@@ -235,6 +236,17 @@ def test_every_meta_world_task_with_an_object_is_there():
     assert set(BENCHMARK_TASKS) == known - {'reach', 'reach-wall'}
     for task in BENCHMARK_TASKS:
         assert 3 <= len(set(TASKS[task].texts)) == len(TASKS[task].texts) <= 6
+
+
+@pytest.mark.parametrize('task', GOAL_TASKS)
+def test_a_goal_tasks_object_ends_wherever_the_seed_says(task):
+    clips = [record_clip(task, seed, **SIZE, num_frames=2) for seed in range(4)]
+    ends = np.stack([clip.goal_point for clip in clips])
+    assert all(clip.source['success'] for clip in clips)
+    assert (np.ptp(ends[:, :2], axis=0) > 0.1).all()  # Meta-World's own push has a strip of 0.2 m by 0.1 m
+    (low, high), inside = TASKS[task].placements, 0.1  # grasped, it is carried above the table
+    assert (ends > np.array(low[3:]) - inside).all()
+    assert (ends < np.array(high[3:]) + inside).all()
 
 
 def test_tasks_are_told_apart_by_their_texts():
