@@ -9,6 +9,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError  # the built-in one since Python 3.11
 
 import numpy as np
 import rclpy
@@ -27,7 +28,6 @@ from mask2iv_ros.msg import InteractionPlan, InteractionRequest
 from mask2iv_ros.ros.conversions import write_image
 from mask2iv_ros.ros.received_plan import ReceivedPlan
 from mask2iv_ros.srv import ExportDemonstration
-from mask2iv_ros.srv import GenerateInteraction as GenerateService
 
 DISCOVERY_TIMEOUT = 10.0  # seconds
 CHECK_PERIOD = 1.0  # seconds between two looks whether the node is still there
@@ -71,12 +71,11 @@ class InteractionClient:
         )
         self._name = node
         self._state = self._node.create_client(GetState, f'{node}/get_state')
-        self._service = self._node.create_client(GenerateService, f'{node}/generate_interaction')
         self._export = self._node.create_client(ExportDemonstration, f'{node}/export_demonstration')
         self._action = ActionClient(self._node, GenerateAction, f'{node}/generate_interaction')
         self._accepting = None  # the newest goal's handle, once the node has accepted it
         self._sent: tuple[Future, float] | None = None  # that goal's future, and when it was sent
-        self._futures: set[Future] = set()
+        self._futures: dict[Future, rclpy.task.Future | None] = {}  # with the goal's handle, once it is sent
         self._calls: deque[Callable[[], None]] = deque()
         self._subscription = None
         self._subscribing = threading.Lock()
@@ -114,19 +113,24 @@ class InteractionClient:
     def generate(
         self, request: InteractionRequest | None = None, timeout: float | None = None, **fields
     ) -> ReceivedPlan:
-        """Ask the service, wait, and return the best plan; the others are its `alternatives`.
+        """Ask for a plan, wait, and return the best; the others are its `alternatives`.
 
         Args:
             request: see `make_request` for the keywords that can be given instead.
-            timeout: seconds; None waits as long as a node is there, even if it was killed and started anew
-                meanwhile, which goes unnoticed for DDS's 20 seconds. After a timeout the node still makes
-                the plan; `generate_async` can be cancelled.
+            timeout: seconds, after which the node is told to stop; None waits as long as a node is there,
+                even if it was killed and started anew meanwhile, which goes unnoticed for DDS's 20 seconds.
 
         Raises InteractionError, TimeoutError, or ConnectionError if the node leaves; see `generate_async`.
         """
-        request = _request(request, fields)
-        self._require(self._service.wait_for_service)
-        return _plan(self._ask(self._service, GenerateService.Request(request=request), timeout))
+        plan = self.generate_async(request, **fields)
+        try:
+            return plan.result(timeout)
+        except FutureTimeoutError:
+            if plan.done():  # its own, or it came just now
+                return plan.result()
+            goal = self._futures.pop(plan, None)  # now nobody waits, and what was not sent never will be
+            self._in_thread(lambda: _cancel(goal))
+            raise TimeoutError(f'no answer after {timeout} s; the node was told to stop') from None
 
     def generate_async(
         self,
@@ -171,27 +175,24 @@ class InteractionClient:
             try:
                 self._sent = plan, time.monotonic()
                 self._accepting = self._action.send_goal_async(GenerateAction.Goal(request=request), feedback)
+                self._futures[plan] = self._accepting
                 self._accepting.add_done_callback(on_goal)
             except Exception as error:
                 self._settle(plan, error)
 
         feedback = on_feedback and (lambda message: on_feedback(message.feedback))
         self._require(self._action.wait_for_server)
-        self._futures.add(plan)
+        self._futures[plan] = None
         self._in_thread(send)
         return plan
 
     def cancel(self):
-        """Ask the node to stop what `generate_async` started last, without waiting for its answer.
+        """Ask the node to stop what was started last, without waiting for its answer.
 
-        The future then raises InteractionError CANCELLED, or has the plan if it was done already.
+        Its future then raises InteractionError CANCELLED, or has the plan if it was done already.
         """
 
-        def send():
-            if self._accepting is not None:
-                self._accepting.add_done_callback(lambda goal: goal.result().cancel_goal_async())
-
-        self._in_thread(send)
+        self._in_thread(lambda: _cancel(self._accepting))
 
     def latest_plan(self, timeout: float = 5.0) -> ReceivedPlan | None:
         """Return the newest plan that the node has published, whoever asked for it; just after its answer.
@@ -284,7 +285,7 @@ class InteractionClient:
         """End a future of `generate_async`, unless it has ended already."""
         if plan not in self._futures:
             return
-        self._futures.discard(plan)
+        self._futures.pop(plan, None)
         if isinstance(outcome, Exception):
             plan.set_exception(outcome)
         else:
@@ -311,6 +312,12 @@ class InteractionClient:
                 return
             except Exception:  # of a callback; without this thread all later calls would wait for ever
                 self._node.get_logger().error(f'A callback failed:\n{traceback.format_exc()}')
+
+
+def _cancel(goal: rclpy.task.Future | None):
+    """Cancel an action's goal when the server has accepted it."""
+    if goal is not None:
+        goal.add_done_callback(lambda goal: goal.result().cancel_goal_async())
 
 
 def make_request(

@@ -1,20 +1,19 @@
 """The planner's client with nodes that misbehave, and with careless callers: no call waits for ever."""
 
-import contextlib
+import inspect
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import rclpy
-from rclpy.action import ActionServer, GoalResponse
+from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.task import Future
 
 from mask2iv_ros.action import GenerateInteraction
 from mask2iv_ros.msg import InteractionPlan, InteractionRequest
 from mask2iv_ros.ros.client import InteractionClient, InteractionError, make_request
-from mask2iv_ros.srv import GenerateInteraction as GenerateService
 from ros_harness import Peer, until
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -31,9 +30,14 @@ class Server:
             peer.node,
             GenerateInteraction,
             '/other/generate_interaction',
-            lambda goal: self.execute(goal),
+            self.run,
             goal_callback=lambda _: GoalResponse.ACCEPT if self.accepts else GoalResponse.REJECT,
+            cancel_callback=lambda _: CancelResponse.ACCEPT,
         )
+
+    async def run(self, goal):
+        result = self.execute(goal)
+        return await result if inspect.isawaitable(result) else result
 
 
 @pytest.fixture(scope='module')
@@ -141,26 +145,51 @@ def test_a_node_that_leaves_ends_what_waits_for_it():
         executing.append(goal)
         await never
 
-    def serve(request, response):
-        executing.append(request)
-        peer.close()  # in the middle of the call
-
     action = ActionServer(peer.node, GenerateInteraction, '/leaver/generate_interaction', execute)
-    peer.node.create_service(GenerateService, '/leaver/generate_interaction', serve)
     with InteractionClient('/leaver') as client:
         plans = [client.generate_async(task='push') for _ in range(2)]
-        peer.spin_until(lambda: len(executing) == 2)
-        action.destroy()
-        for future in plans:
-            with pytest.raises(ConnectionError, match='/leaver has left before it answered'):
-                future.result(10)
-
         with ThreadPoolExecutor() as pool:
-            call = pool.submit(client.generate, task='push')
-            with contextlib.suppress(Exception):  # it spins what it has closed
-                peer.spin_until(lambda: len(executing) == 3)
-            with pytest.raises(ConnectionError, match='/leaver has left before it answered'):
-                call.result(10)
+            plans.append(pool.submit(client.generate, task='push'))
+            peer.spin_until(lambda: len(executing) == 3)
+            action.destroy()
+            for future in plans:
+                with pytest.raises(ConnectionError, match='/leaver has left before it answered'):
+                    future.result(10)
+        peer.close()
+
+
+def test_a_call_that_times_out_stops_the_node(client, server, peer):
+    goals, end = [], Future()
+
+    async def execute(goal):
+        goals.append(goal)
+        await end
+        goal.canceled()
+        return GenerateInteraction.Result()
+
+    server.execute = execute
+    with ThreadPoolExecutor() as pool:
+        call = pool.submit(client.generate, task='too slow', timeout=1.0)
+        peer.spin_until(lambda: goals and goals[0].is_cancel_requested)
+        end.set_result(None)
+        with pytest.raises(TimeoutError, match=r'no answer after 1.0 s; the node was told to stop'):
+            call.result(10)
+    server.execute = answer
+    with ThreadPoolExecutor() as pool:
+        call = pool.submit(client.generate, task='next')
+        peer.spin_until(call.done)
+    assert call.result().message.task == 'next'
+
+
+def test_a_call_that_times_out_before_it_was_sent_is_never_sent(client, server, peer, monkeypatch):
+    executed = []
+    server.execute = lambda goal: executed.append(goal.request.request.task) or answer(goal)
+    first = client.generate_async(task='first')  # not accepted as long as the peer does not spin
+    with pytest.raises(TimeoutError, match='no answer after'):
+        client.generate(task='second', timeout=0.2)
+    third = client.generate_async(task='third')
+    peer.spin_until(lambda: first.done() and third.done())
+    assert executed == ['first', 'third']
 
 
 def test_a_goal_that_is_never_accepted_does_not_block_the_next(client, server, peer, monkeypatch):
