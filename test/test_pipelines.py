@@ -361,7 +361,8 @@ def test_a_goal_with_channels_of_its_own_is_seen_in_all_frames():
     for channels, value in ((slice(4), 1), (slice(4, 8), 3)):
         assert (with_goal[:, channels] == value).all()
         assert (without[:, channels] == value).all()
-    assert (with_goal[:, 8:] == 2).all()
+    nearness = torch.linspace(0, 1, 6)[:, None, None]
+    torch.testing.assert_close(with_goal[:, 8:], (2 * nearness).expand(2, 4, 6, 3, 5))
     assert (without[:, 8:] == 0).all()
 
 

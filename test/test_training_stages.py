@@ -354,7 +354,8 @@ class TestTrajectoryInputs:
         stage = recipe.stage_trainer('trajectory')
         goals = torch.from_numpy(stage.latents['goals'][np.arange(4), 0].astype(np.float32))
         condition = stage._inputs(np.arange(4), torch.Generator().manual_seed(0)).condition
-        torch.testing.assert_close(condition[:, -4:], goals.unsqueeze(2).expand_as(condition[:, -4:]))
+        nearness = torch.linspace(0, 1, condition.shape[2])[:, None, None]
+        torch.testing.assert_close(condition[:, -4:], goals.unsqueeze(2) * nearness)
 
     def test_an_unseen_actor_is_missing_from_the_condition_and_kept_in_the_target(self, tmp_path, data, init):
         stage = self.stage(tmp_path, data, init, text_only=1, no_actor=1)

@@ -38,8 +38,9 @@ def trajectory_condition(
     As in Mask2IV, text mode repeats the first mask's latent (B, C, h, w) over all frames; with a goal, frame
     0 holds the first mask, the last frame the goal, and the frames between are zero latents (position mode).
 
-    With `goal_channels`, all frames hold first mask and goal, the goal in channels of its own behind the
-    image, which are zero without a goal.
+    With `goal_channels`, all frames hold the first mask, and the goal in channels of its own behind the
+    image, times t / (num_frames - 1): so each frame, which the UNet's finest level sees alone, tells how near
+    the end is. Without a goal they are zero.
     """
 
     def repeat(latents: torch.Tensor) -> torch.Tensor:
@@ -47,9 +48,9 @@ def trajectory_condition(
 
     masks = repeat(first)
     if goal_channels:
-        return torch.cat(
-            [masks, repeat(image), repeat(torch.zeros_like(first) if goal is None else goal)], dim=1
-        )
+        nearness = torch.linspace(0, 1, num_frames, device=first.device, dtype=first.dtype)
+        goals = torch.zeros_like(masks) if goal is None else repeat(goal) * nearness[:, None, None]
+        return torch.cat([masks, repeat(image), goals], dim=1)
     if goal is not None:
         masks = torch.zeros_like(masks)
         masks[:, :, 0], masks[:, :, -1] = first, goal
