@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import threading
 from pathlib import Path
 
 #: Nothing needs the network, but libraries would look for newer files. GNU OpenMP's threads spin some
@@ -15,6 +17,16 @@ def set_environment():
     """Set what `ENVIRONMENT` says and the user does not; call it before torch is imported."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+def end_with_parent():
+    """In a process of `multiprocessing`: end with the one that started it, also if that is killed."""
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def config_path(name: str) -> Path:

@@ -11,13 +11,12 @@ from __future__ import annotations
 import contextlib
 import math
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection
 
 from mask2iv_ros.augmentation.worker import Outcome, Worker, part_name
+from mask2iv_ros.resources import end_with_parent
 
 #: Times that an episode whose worker died is tried again.
 RETRIES = 2
@@ -106,7 +105,7 @@ class _Child:
 def _serve(pipe: Connection, arguments: tuple) -> None:
     """Do what comes through the pipe, until None; after the answers None, or the error that ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # is for the parent, which ends this process
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         worker = Worker(*arguments)
         worker.ready()
@@ -117,11 +116,6 @@ def _serve(pipe: Connection, arguments: tuple) -> None:
             pipe.send(None)
     except Exception as error:
         pipe.send(error)
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def _died(worker: Worker, episode: int, variants: Iterable[int], how: str) -> list[Outcome]:

@@ -14,7 +14,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import signal
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -40,6 +39,7 @@ from mask2iv_ros.data.metaworld_tasks import (
 )
 from mask2iv_ros.data.sampling import spread_frames
 from mask2iv_ros.labels import OBJECT, close_holes, combine_masks
+from mask2iv_ros.resources import end_with_parent
 
 FPS = 15.0  #: nominal rate of spread frames; the true time of each frame is in `source['frame_times']`
 MIN_LIGHT = 0.4  #: share of a light that strong variation leaves at least
@@ -706,8 +706,7 @@ def _begin_worker():
     # Experts ask for more than full speed and are clipped, which is what Meta-World's own scripts do.
     warnings.filterwarnings('ignore', 'Constant.s. may be too high')
     os.environ.setdefault('LP_NUM_THREADS', '1')  # one process a core: software OpenGL needs no threads
-    # A parent that is killed leaves no worker behind. Linux only, as OSMesa's and EGL's use here is.
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    end_with_parent()
 
 
 def _write_manifest(path: Path, sources: list[dict], options: dict) -> dict:
