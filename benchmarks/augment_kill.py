@@ -1,6 +1,6 @@
 """Does a killed `mask2iv augment` lose or repeat anything? Kills it -9 at random moments; writes JSON.
 
-    mask2iv simulate D --size tiny --height 48 --width 64 && python test/tiny_model.py tiny/
+    mask2iv simulate D --size tiny --episodes 4 --height 48 --width 64 && python test/tiny_model.py tiny/
     python benchmarks/augment_kill.py D/train tiny/ [--kills 20]
 
 Any small LeRobot v3 dataset with masks will do. The job is killed and started again, each time after a
@@ -110,7 +110,7 @@ def main() -> None:
             while status is None:
                 pid = start(mask2iv, job(name))
                 enough = len(kills) >= args.kills
-                status = wait(pid, float('inf') if enough else rng.uniform(0, seconds / 3))
+                status = wait(pid, float('inf') if enough else rng.uniform(0, seconds / 2))
                 if status is None:
                     os.kill(pid, signal.SIGKILL)
                     os.waitpid(pid, 0)

@@ -1,13 +1,14 @@
 """How many bad episodes pass the gates, and how many good ones are lost? Writes JSON and a Markdown table.
 
-    python benchmarks/gate_calibration.py DATA --segmenter FOLDER --work FOLDER [--episodes 24]
+    python benchmarks/gate_calibration.py DATA --segmenter FOLDER --inverse-dynamics FOLDER --work FOLDER
 
-DATA is a simulated dataset with masks, seen by static cameras, on which `mask2iv train segmenter` trained
-FOLDER. Each episode is generated in two drawn looks, one of which changes the background alone. The truth of
-a new look is the same look on every recorded frame, by its masks, so every generated episode is known to be
-good or bad: good where actor and object each agree with the truth by `GOOD_PSNR`. Candidates are those that
-the model draws whole, those whose background is kept (`SameMotion`), and the edited recording itself. One
-that is good by the stricter measure is also damaged on purpose, in each of the ways of `DAMAGES`.
+DATA is a simulated dataset with masks and actions, seen by static cameras; on it, or on some of its episodes,
+`mask2iv train segmenter` and `mask2iv train inverse-dynamics` trained what is in the folders. Each episode is
+generated in two drawn looks, one of which changes the background alone. The truth of a new look is the same
+look on every recorded frame, by its masks, so every generated episode is known to be good or bad: good where
+actor and object each agree with the truth by `GOOD_PSNR`. Candidates are those that the model draws whole,
+those whose background is kept (`SameMotion`), and the edited recording itself. One that is good by the
+stricter measure is also damaged on purpose, in each of the ways of `DAMAGES`.
 
 Thresholds are chosen on the episodes of even number, each so that it alone loses at most `LOSS` of the good
 ones; what they do is reported on those of odd number, beside the default ones. Measured values are kept in
@@ -34,16 +35,17 @@ from mask2iv_ros.augmentation.same_motion import SameMotion
 from mask2iv_ros.clip import InteractionClip
 from mask2iv_ros.data.episodes import open_dataset
 from mask2iv_ros.evaluation import metrics
+from mask2iv_ros.models.inverse_dynamics import InverseDynamics
 from mask2iv_ros.models.segmenter import Segmenter
 from mask2iv_ros.pipelines import load_pipeline
 
 #: dB of actor and of object pixels from which a generated episode agrees with the truth; an actor 8 % of the
-#: width beside its place has 10 to 13. The second is reported too, to show how much hangs on it.
+#: width beside its place has 9 to 13. The second is reported too, to show how much hangs on it.
 GOOD_PSNR = (15.0, 18.0)
 #: Share of good episodes that a chosen threshold may lose alone.
 LOSS = 0.05
 WINDOW = 16
-GATES = [gate.name for gate in fields(Thresholds) if gate.name != 'cycle_error']
+GATES = [gate.name for gate in fields(Thresholds)]
 
 
 def agreement(clip: InteractionClip, truth: np.ndarray) -> tuple[float, float]:
@@ -129,6 +131,7 @@ def measure_all(args) -> list[dict]:
     records = [record for record in records if record['number'] in done]
     if len(done) < len(episodes):
         pipeline, segmenter = load_pipeline(args.model), Segmenter.from_pretrained(args.segmenter).eval()
+        dynamics = InverseDynamics.load(args.inverse_dynamics)
         pipeline.set_progress_bar_config(disable=True)
     for number, episode in enumerate(tqdm(episodes, unit='episode')):
         if number in done:
@@ -151,7 +154,8 @@ def measure_all(args) -> list[dict]:
         damaged = {name: damage(whole, rng, other) for name, damage in DAMAGES.items()}
         found += [(name, clip, agreement(clip, truth)) for name, clip in damaged.items() if clip is not None]
         for kind, clip, psnr in found:
-            values = measure({'front': source}, {'front': clip}, segmenter, window=WINDOW)
+            views = {'front': clip}
+            values = measure({'front': source}, views, segmenter, inverse_dynamics=dynamics, window=WINDOW)
             facts = {'number': number, 'episode': episode, 'frames': len(source), 'kind': kind}
             records.append({**facts, 'psnr': np.round(psnr, 2).tolist(), 'values': values})
         records.append({'number': number, 'kind': 'end'})
@@ -165,7 +169,7 @@ def measure_all(args) -> list[dict]:
 
 def choose(good: list[dict]) -> Thresholds:
     """Each threshold so that it alone loses at most `LOSS` of the good ones."""
-    chosen = {'cycle_error': None}
+    chosen = {}
     for gate in GATES:
         values = np.array([record['values'][gate] for record in good], float)
         values = values[np.isfinite(values)]
@@ -216,6 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('data', type=Path)
     parser.add_argument('--segmenter', type=Path, required=True)
+    parser.add_argument('--inverse-dynamics', type=Path, required=True)
     parser.add_argument('--work', type=Path, required=True)
     parser.add_argument('--episodes', type=int, default=24)
     parser.add_argument('--model', default='')
@@ -241,7 +246,7 @@ def main() -> None:
             record['good'] = record['kind'] not in DAMAGES and np.nanmin(record['psnr']) >= good_psnr
         halves = [[record for record in records if record['number'] % 2 == half] for half in (0, 1)]
         chosen = choose([record for record in halves[0] if record['good']])
-        for name, thresholds in (('default', replace(Thresholds(), cycle_error=None)), ('chosen', chosen)):
+        for name, thresholds in (('default', Thresholds()), ('chosen', chosen)):
             table = judge(halves[1], thresholds)
             sums = totals(table)
             facts = {'thresholds': asdict(thresholds), 'refused': table, 'totals': sums}

@@ -75,7 +75,7 @@ class Thresholds:
     seam_jump: float | None = 2.0
     near_duplicate: float | None = 3.0
     sharpness: float | None = 0.4
-    cycle_error: float | None = 1.0
+    cycle_error: float | None = 0.8
 
     def failures(self, values: Mapping[str, float]) -> list[str]:
         """Names of the gates that an episode with these `measure`d values does not pass.
