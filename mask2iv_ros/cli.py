@@ -444,8 +444,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         '--guidance',
         type=float,
-        default=1.0,
-        help='above 1, text and goal count for more; not for mask2iv-sim, which was not trained for it',
+        help="above 1, text and goal count for more, at twice the time; left out: the model's",
     )
     sub.add_argument('--trajectory-only', action='store_true', help='masks only, no video')
     sub.add_argument('--model', default='', help='model folder; empty: the embedded mask2iv-sim')

@@ -116,14 +116,19 @@ def test_guidance_goes_on_from_the_prediction_without_text_and_goal(pipeline, sc
     noise = torch.randn(1, 4, 8, 4, 6, generator=seeded())
     goal = np.roll(scene['labels'], 8, axis=-1)
 
-    def latents(task: str, goal: np.ndarray | None, scale: float) -> torch.Tensor:
+    stage = pipeline.trajectory
+    stage.register_to_config(goal_guidance=3.0)
+
+    def latents(task: str, goal: np.ndarray | None, scale: float | None) -> torch.Tensor:
         options = {'num_inference_steps': 1, 'eta': 0.0, 'output_type': 'latent', 'latents': noise}
-        return pipeline.trajectory(**scene, task=task, goal=goal, guidance_scale=scale, **options).labels
+        return stage(**scene, task=task, goal=goal, guidance_scale=scale, **options).labels
 
     plain, without = latents('open', goal, 1.0), latents('', None, 1.0)
     torch.testing.assert_close(latents('open', goal, 0.0), without, rtol=1e-3, atol=1e-3)
     guided = without + 3 * (plain - without)
     torch.testing.assert_close(latents('open', goal, 3.0), guided, rtol=1e-3, atol=1e-3)
+    assert torch.equal(latents('open', goal, None), latents('open', goal, 3.0))
+    assert torch.equal(latents('open', None, None), latents('open', None, 1.0))
     assert not torch.allclose(plain, without)
 
 

@@ -641,14 +641,16 @@ class TestConfigurations:
         assert pipeline.config.trajectory_residual_scale is None
 
     def test_a_network_gets_goal_channels_and_keeps_them(self, tmp_path, data, init):
-        recipe = make_recipe(tmp_path / 'first', data, init, goal_channels=True)
+        recipe = make_recipe(tmp_path / 'first', data, init, goal_channels=True, goal_guidance=2)
         assert recipe.train('trajectory')
         model = recipe.assemble()
         pipeline = load_pipeline(model, 'cpu').trajectory
         assert pipeline.goal_channels
         assert pipeline.unet.conv_in.weight[:, -4:].any()
         again = make_recipe(tmp_path / 'second', data, model)
-        assert again.stage_trainer('trajectory').pipeline.goal_channels
+        again = again.stage_trainer('trajectory').pipeline
+        assert again.goal_channels
+        assert pipeline.config.goal_guidance == again.config.goal_guidance == 2
         with pytest.raises(ValueError, match=r'goal_channels: False, but the model .* has them'):
             make_recipe(tmp_path / 'third', data, model, goal_channels=False).stage_trainer('trajectory')
         with pytest.raises(ValueError, match='goal_channels: a LoRA does not'):

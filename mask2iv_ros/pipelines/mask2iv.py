@@ -36,7 +36,8 @@ class Mask2IVPipeline(DiffusionPipeline):
         name: the model's name, as plans report it.
         sample_size: (height, width) the model was trained at, in pixels.
         num_frames, num_inference_steps, eta, fps: defaults of both stages.
-        trajectory_residual_scale, video_residual_scale: see the stages' `residual_scale`.
+        trajectory_residual_scale, video_residual_scale, trajectory_goal_guidance: see the stages'
+            `residual_scale` and `goal_guidance`.
         video_masks: 'both', 'actor' or 'none', see `InteractionVideoPipeline`. With 'none' the model is of
             one stage: it needs no `trajectory_unet`, and makes a video and no masks.
     """
@@ -78,6 +79,7 @@ class Mask2IVPipeline(DiffusionPipeline):
         trajectory_residual_scale: float | None = None,
         video_residual_scale: float | None = None,
         video_masks: str = 'both',
+        trajectory_goal_guidance: float = 1.0,
     ):
         super().__init__()
         self.register_modules(
@@ -103,6 +105,7 @@ class Mask2IVPipeline(DiffusionPipeline):
             trajectory_residual_scale=trajectory_residual_scale,
             video_residual_scale=video_residual_scale,
             video_masks=video_masks,
+            trajectory_goal_guidance=trajectory_goal_guidance,
         )
 
     @property
@@ -110,7 +113,7 @@ class Mask2IVPipeline(DiffusionPipeline):
         """Stage 1 over this pipeline's components. Raises ValueError for a model of one stage."""
         if self.is_one_stage:
             raise ValueError(f'{self.config.name} makes videos in one stage and no masks: it has no stage 1')
-        return self._stage(MaskTrajectoryPipeline)
+        return self._stage(MaskTrajectoryPipeline, goal_guidance=self.config.trajectory_goal_guidance)
 
     @property
     def video(self) -> InteractionVideoPipeline:
@@ -155,7 +158,7 @@ class Mask2IVPipeline(DiffusionPipeline):
         fps: float | None = None,
         num_inference_steps: int | None = None,
         eta: float | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         trajectory_only: bool = False,
         output_type: str = 'np',

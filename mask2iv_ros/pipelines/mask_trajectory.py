@@ -68,6 +68,7 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
         num_frames, num_inference_steps, eta, fps: what the checkpoint was made for; defaults of a call.
         residual_scale: None if the UNet's target is the mask latent itself, as in the paper; a number if it
             is the difference to the first mask's latent times that number.
+        goal_guidance: the `guidance_scale` of a call that has a goal and names none.
     """
 
     stage = 'trajectory'
@@ -90,6 +91,7 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
         eta: float = 1.0,
         fps: float = 15.0,
         residual_scale: float | None = None,
+        goal_guidance: float = 1.0,
     ):
         super().__init__()
         self.register_modules(
@@ -108,6 +110,7 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
             eta=eta,
             fps=fps,
             residual_scale=residual_scale,
+            goal_guidance=goal_guidance,
         )
 
     @property
@@ -164,7 +167,7 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
         fps: float | None = None,
         num_inference_steps: int | None = None,
         eta: float | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = 'np',
@@ -182,7 +185,7 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
             goal: (B, H, W) uint8 label images of where the object ends, or None.
             guidance_scale: above 1, text and goal count for more, at twice the time (classifier-free
                 guidance, arXiv 2207.12598). For checkpoints that have seen samples with neither; 1 is none,
-                as in the paper.
+                as in the paper. None: `goal_guidance` of the checkpoint with a goal, 1 without.
             latents: (B, C, T, h, w) starting noise, or None to draw it from `generator`.
             output_type: 'np' for uint8 arrays (diffusers' own 'np' is float 0..1), or 'latent' for what the
                 UNet predicts.
@@ -208,6 +211,8 @@ class MaskTrajectoryPipeline(DiffusionPipeline):
         dtype = self.unet.dtype
         condition = self.condition(first, goal_latents, image_latents)
         fps_condition = torch.full((len(image),), round(fps or self.config.fps), device=device)
+        if guidance_scale is None:
+            guidance_scale = 1.0 if goal is None else self.config.goal_guidance
         is_guided = guidance_scale != 1
         if is_guided:  # the first half of the batch sees neither text nor goal
             condition = torch.cat([self.condition(first, None, image_latents), condition])

@@ -44,7 +44,7 @@ class GenerationRequest:
         trajectory_only: leave out stage 2.
         num_frames: frames of the plan; 0 for the model's. With more, the plan is finer in time, not longer:
             masks are interpolated between the model's frames, and the video is made for all of them.
-        guidance_scale: see `MaskTrajectoryPipeline`; 1 for none. At least 0.
+        guidance_scale: see `MaskTrajectoryPipeline`; 1 for none, None for the model's. At least 0.
     """
 
     frame: np.ndarray
@@ -58,7 +58,7 @@ class GenerationRequest:
     num_inference_steps: int = 0
     trajectory_only: bool = False
     num_frames: int = 0
-    guidance_scale: float = 1.0
+    guidance_scale: float | None = None
 
     @property
     def labels(self) -> np.ndarray:
@@ -214,7 +214,7 @@ def check_request(request: GenerationRequest) -> None:
             )
     if not request.task.strip() and request.goal_mask is None and request.goal_pixel is None:
         raise InvalidRequest('NO_TASK_OR_GOAL', 'task text and goal are both empty; give at least one')
-    if not 0 <= request.guidance_scale < np.inf:
+    if request.guidance_scale is not None and not 0 <= request.guidance_scale < np.inf:
         raise InvalidRequest(
             'INVALID_PARAMETER', f'guidance_scale {request.guidance_scale} (expected 0 or more)'
         )

@@ -40,7 +40,7 @@ SCALE_CLIPS = 512
 #: Texts, or clips, that a frozen network sees at once.
 FROZEN_BATCH = 8
 #: Options that may change in the middle of a training.
-FREE_OPTIONS = ('batch_size', 'gradient_checkpointing')
+FREE_OPTIONS = ('batch_size', 'gradient_checkpointing', 'goal_guidance')
 #: Held-out clips in a sample picture.
 SAMPLE_CLIPS = 6
 
@@ -98,10 +98,12 @@ class TrajectoryOptions(StageOptions):
         goal_channels: the UNet sees the goal in channels of its own in all frames, see
             `trajectory_condition`; a network without them gets them, with zero weights. The paper has False;
             left out, a network goes on as it is.
+        goal_guidance: of the model, see `MaskTrajectoryPipeline`. The paper has 1; left out, it stays.
     """
 
     conditions: ConditionShares = field(default_factory=ConditionShares)
     goal_channels: bool | None = None
+    goal_guidance: float | None = None
 
     def __post_init__(self):
         if isinstance(self.conditions, dict):
@@ -486,12 +488,9 @@ class StageTrainer(ABC):
             for name, network in networks.items():
                 network.register_to_config(_name_or_path='')  # else it remembers where it came from
                 network.half().save_pretrained(self.folder / name)
-            record = {
-                'residual_scale': pipeline.config.residual_scale,
-                'best': self.trainer.best if best else None,
-            }
-            if 'masks' in pipeline.config:
-                record['masks'] = pipeline.config.masks
+            record = {'best': self.trainer.best if best else None}
+            facts = ('residual_scale', 'goal_guidance', 'masks')
+            record |= {name: pipeline.config[name] for name in facts if name in pipeline.config}
             (self.folder / 'stage.json').write_text(json.dumps(record))
         self.trainer.accelerator.wait_for_everyone()
 
@@ -507,6 +506,8 @@ class TrajectoryTrainer(StageTrainer):
     def _encode(self) -> dict[str, np.ndarray]:
         labels, goals, shares = self.arrays.labels, self.arrays.goals, self.options.conditions
         self._set_goal_channels()
+        if self.options.goal_guidance is not None:
+            self.pipeline.register_to_config(goal_guidance=self.options.goal_guidance)
         latents = {
             'first_frame': self.cache.encoded('first_frame', lambda i: self.arrays.frames[i, 0]),
             'masks': self.cache.encoded('masks', lambda i: lb.labels_to_rgb(labels[i])),

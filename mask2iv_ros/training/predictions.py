@@ -26,7 +26,8 @@ def predicted_labels(
     scene, the one closest to the clip's. Made on first use; a stopped run goes on; other weights start anew.
     """
     clips = cache.arrays
-    sampling = pipeline.config.num_inference_steps, pipeline.config.eta, pipeline.config.residual_scale
+    facts = ('num_inference_steps', 'eta', 'residual_scale', 'goal_guidance')
+    sampling = tuple(pipeline.config[name] for name in facts)
     weights = weights_id(pipeline.unet, pipeline.image_projector)
     made_of = f'{cache.id} {weights} {sampling} {seed} {sha256(picks.tobytes()).hexdigest()}'
     pipeline.set_progress_bar_config(disable=True)

@@ -61,7 +61,11 @@ class Stage:
 NETWORKS = {'unet': DynamiCrafterUNet, 'image_projector': Resampler}
 STAGES = {
     'trajectory': Stage(
-        MaskTrajectoryPipeline, TrajectoryTrainer, TrajectoryOptions, NETWORKS, {'residual_scale': None}
+        MaskTrajectoryPipeline,
+        TrajectoryTrainer,
+        TrajectoryOptions,
+        NETWORKS,
+        {'residual_scale': None, 'goal_guidance': 1.0},
     ),
     'video': Stage(
         InteractionVideoPipeline,
@@ -387,6 +391,7 @@ class Recipe:
             video_image_projector=video.image_projector,
             video_controlnet=video.controlnet,
             trajectory_residual_scale=trajectory.config.residual_scale,
+            trajectory_goal_guidance=trajectory.config.goal_guidance,
             video_residual_scale=video.config.residual_scale,
             video_masks=video.config.masks,
             **self._description,
@@ -410,8 +415,8 @@ class Recipe:
         if trained.get('video', {}).get('masks') == 'none':
             trained.setdefault('trajectory', {})  # a model of one stage has no other
         for stage, networks in trained.items():
-            for name in STAGES[stage].facts:
-                index[f'{stage}_{name}'] = networks.get(name)
+            for name, default in STAGES[stage].facts.items():
+                index[f'{stage}_{name}'] = networks.get(name, default)
             for name, network in STAGES[stage].networks.items():
                 shutil.rmtree(folder / f'{stage}_{name}', ignore_errors=True)
                 index[f'{stage}_{name}'] = [None, None]
