@@ -134,8 +134,17 @@ def test_quality_tables_are_those_of_the_result_file():
 def test_goals_are_followed_as_in_the_result_file():
     rows = read_result('goal_following')['rows']
     told, untold = (rows[row]['distance']['mean'] for row in ('mask', 'text'))
-    assert f'takes it to {told:.1f} pixels from there, not told to {untold:.1f}' in PROSE
-    assert f'the object follows {100 * rows["mask, moved"]["followed"]["mean"]:.0f} %' in PROSE
+    assert (
+        f'takes it to {told:.1f} of 128x160 pixels from a goal that it is told, and to {untold:.1f} when'
+        in PROSE
+    )
+    ious = [read_result('goal_following_scenes')['rows'][row]['IoU']['mean'] for row in ('text', 'mask')]
+    assert "a goal takes the last mask's IoU from {:.2f} to {:.2f}".format(*ious) in PROSE
+    moved, on_the_way = (100 * rows[f'mask, {row}']['followed']['mean'] for row in ('moved', 'on the way'))
+    assert (
+        f'the object goes {moved:.0f} % of the way; where it shall stop on its way, {on_the_way:.0f} %'
+        in PROSE
+    )
 
 
 def test_export_codes_are_those_of_the_interface():
