@@ -180,7 +180,8 @@ def test_executed_plans_are_those_of_the_result_file():
     told = table('plans from')
     names = {
         'true masks of the scripted expert': 'oracle',
-        "the embedded model's fourth edition, the best of six plans": 'trajectory',
+        'the embedded model, the best of six plans': 'trajectory',
+        'a model of one stage that draws no masks, by the optical flow of its video': 'one_stage',
         'none: the object taken to a random place': 'random',
     }
     assert set(told) == set(names)
