@@ -63,13 +63,15 @@ def main() -> None:
     pipeline = load_pipeline(args.model)
     pipeline.set_progress_bar_config(disable=True)
     reader = open_dataset(args.data)
+    reader.with_depth = False
     count = min(args.clips, len(reader))
     found = defaultdict(lambda: defaultdict(list))
     clips = read_clips(reader, range(count), spread(pipeline.config.num_frames))
     for clip in tqdm(clips, total=count, unit='clip'):
         framing = Framing(clip.frames.shape[1:3], tuple(pipeline.config.sample_size))
         image, truth = framing.fit_frames(clip.frames[:1]), framing.fit_labels(clip.labels)
-        for control, task, goal in (('text', clip.task, None), ('goal', '', lb.goal_labels(truth)[None])):
+        goals = framing.fit_labels(clip.goal_labels)[None]
+        for control, task, goal in (('text', clip.task, None), ('goal', '', goals)):
             samples = pipeline.trajectory(
                 image.repeat(args.samples, 0),
                 truth[:1].repeat(args.samples, 0),
