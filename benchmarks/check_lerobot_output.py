@@ -44,10 +44,22 @@ def opened(root: Path) -> LeRobotDataset:
 def lerobot(script: str, *options: str) -> str:
     """What a command of LeRobot prints."""
     command = [sys.executable, '-m', f'lerobot.scripts.lerobot_{script}', *options]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if done.returncode:
         raise RuntimeError(f'lerobot-{script.replace("_", "-")}: {done.stderr[-2000:]}')
     return done.stdout + done.stderr
+
+
+def train_act(root: Path, run: Path, eval_split: float, steps: int, batch_size: int) -> str:
+    """What lerobot-train prints, which evaluates at the end; `run` is a new folder."""
+    data = {'repo_id': 'out', 'root': root, 'video_backend': 'pyav', 'eval_split': eval_split}
+    return lerobot(
+        'train',
+        *(f'--policy.{key}={value}' for key, value in POLICY.items()),
+        *(f'--dataset.{key}={value}' for key, value in data.items()),
+        *(f'--steps={steps}', '--log_freq=1', f'--eval_steps={steps}', f'--batch_size={batch_size}'),
+        *('--num_workers=0', '--save_checkpoint=false', f'--output_dir={run}'),
+    )
 
 
 def use_lerobot(out: Path, source: Path, work: Path) -> dict:
@@ -63,16 +75,8 @@ def use_lerobot(out: Path, source: Path, work: Path) -> dict:
     lerobot('edit_dataset', '--repo_id=out', f'--root={out}', f'--new_root={work / "split"}', *split)
     sides = {side: opened(work / 'split' / side).meta.total_episodes for side in json.loads(splits)}
     told['lerobot-edit-dataset split'] = {'episodes': sides}
-    train = {'repo_id': 'out', 'root': out, 'video_backend': 'pyav', 'eval_split': 0.0}
-    if fraction := json.loads((out / SIDECAR).read_text())['safe_eval_split']:
-        train['eval_split'] = fraction
-    log = lerobot(
-        'train',
-        *(f'--policy.{key}={value}' for key, value in POLICY.items()),
-        *(f'--dataset.{key}={value}' for key, value in train.items()),
-        *('--steps=4', '--log_freq=1', '--eval_steps=4', '--batch_size=4', '--num_workers=0'),
-        *('--save_checkpoint=false', f'--output_dir={work / "run"}'),
-    )
+    fraction = json.loads((out / SIDECAR).read_text())['safe_eval_split'] or 0.0
+    log = train_act(out, work / 'run', fraction, steps=4, batch_size=4)
     losses = [float(loss) for loss in re.findall(r'step:\d+ .* loss:([\d.naif]+)', log)]
     evaluated = re.findall(r'eval_loss=([\d.naif]+)', log)
     told['lerobot-train, ACT'] = {'losses': losses, 'eval_losses': [float(loss) for loss in evaluated]}

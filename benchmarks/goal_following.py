@@ -41,6 +41,11 @@ SHIFTS = 8, 16  #: pixels along each axis by which a goal is moved, at least and
 RESULTS = Path(__file__).parent / 'results' / 'goal_following'
 
 
+def object_centre(labels: np.ndarray) -> tuple[float, float] | None:
+    """x and y of the object's centroid in (h, w) labels; None where it is not seen."""
+    return lb.centroid(lb.object_mask(labels))
+
+
 def moved_goal(goal: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
     """A (h, w) goal moved elsewhere, where all of it is in the picture; None if there is no such place."""
     mask = lb.object_mask(goal)
@@ -57,7 +62,7 @@ def judge(pipeline, clip, seed: int) -> dict[str, dict[str, float]] | None:
     framing = Framing(clip.frames.shape[1:3], tuple(pipeline.config.sample_size))
     image, truth = framing.fit_frames(clip.frames[:1]), framing.fit_labels(clip.labels)
     variants = goal_variants(framing.fit_labels(clip.goal_labels), truth[0])
-    start, end = (lb.centroid(lb.object_mask(labels)) for labels in (truth[0], variants[0]))
+    start, end = (object_centre(labels) for labels in (truth[0], variants[0]))
     if start is None or end is None or np.linalg.norm(np.subtract(end, start)) < MOVED:
         return None
     goals = dict(zip(GOAL_FORMS, variants, strict=True))
@@ -73,7 +78,7 @@ def judge(pipeline, clip, seed: int) -> dict[str, dict[str, float]] | None:
         return pipeline.trajectory(image, truth[:1], task, goal, generator=generator).labels[0]
 
     def score(labels: np.ndarray, goal: np.ndarray) -> dict[str, float]:
-        at, wanted = (lb.centroid(lb.object_mask(frame)) for frame in (labels[-1], goal))
+        at, wanted = (object_centre(frame) for frame in (labels[-1], goal))
         return {
             'IoU': lb.iou(lb.object_mask(labels[-1]), lb.object_mask(goal)),
             'distance': float(np.linalg.norm(np.subtract(at, wanted))) if at is not None else np.nan,
@@ -87,14 +92,14 @@ def judge(pipeline, clip, seed: int) -> dict[str, dict[str, float]] | None:
         rows[row] = score(labels, goals['mask'])
         rows[row]['all frames'] = metrics.mask_iou(labels, truth, lb.OBJECT)
         if row == 'mask':
-            reached = lb.centroid(lb.object_mask(labels[-1]))
+            reached = object_centre(labels[-1])
     for row, goal in others.items():
         if goal is None:
             continue
         labels = predict('', goal)
         rows[row] = score(labels, goal)
-        at = lb.centroid(lb.object_mask(labels[-1]))
-        way = np.subtract(lb.centroid(lb.object_mask(goal)), lb.centroid(lb.object_mask(goals['mask'])))
+        at = object_centre(labels[-1])
+        way = np.subtract(object_centre(goal), object_centre(goals['mask']))
         if at is not None and reached is not None and np.linalg.norm(way) >= LEAST_WAY:
             rows[row]['followed'] = float(np.subtract(at, reached) @ way / (way @ way))
     return rows

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from mask2iv_ros.data.metaworld import FIRST_SEED, record_clip
@@ -39,9 +38,7 @@ def main() -> None:
             axis.set_axis_off()
             if goal is GOALS[0]:
                 axis.set_title(f'frame {t}', fontsize=8)
-    path = Path(__file__).parent / 'images' / 'goals.jpg'
-    figure.savefig(path, dpi=100, pil_kwargs={'quality': 80})
-    print(path, np.round(clip.goal_point, 2))
+    figure.savefig(Path(__file__).parent / 'images' / 'goals.jpg', dpi=100, pil_kwargs={'quality': 80})
 
 
 if __name__ == '__main__':

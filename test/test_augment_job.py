@@ -27,6 +27,7 @@ import torch
 
 pytest.importorskip('lerobot')
 
+from check_lerobot_output import lerobot, train_act
 from dataset_fixtures import write_trajectory
 from lerobot.configs import DepthEncoderConfig, RGBEncoderConfig
 from lerobot.datasets import LeRobotDataset, delete_episodes, merge_datasets, split_dataset
@@ -635,26 +636,8 @@ def test_the_source_is_included_once_or_so_many_times(options, times):
     assert build_parser().parse_args(['augment', 'source', 'out', *options]).include_source == times
 
 
-def lerobot(script: str, *options: str) -> str:
-    """Run a command of LeRobot; returns what it said."""
-    command = [sys.executable, '-m', f'lerobot.scripts.lerobot_{script}', *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
-
-
 def test_lerobot_train_trains_and_evaluates_on_it(made, tmp_path):
-    policy = {'type': 'act', 'device': 'cpu', 'push_to_hub': 'false', 'pretrained_backbone_weights': 'null'}
-    policy |= {'dim_model': 8, 'n_heads': 1, 'dim_feedforward': 8, 'n_encoder_layers': 1, 'use_vae': 'false'}
-    policy |= {'chunk_size': 4, 'n_action_steps': 4}
-    data = {'repo_id': 'out', 'root': made.out, 'video_backend': 'pyav', 'eval_split': 0.25}
-    told = lerobot(
-        'train',
-        *(f'--policy.{key}={value}' for key, value in policy.items()),
-        *(f'--dataset.{key}={value}' for key, value in data.items()),
-        *('--steps=2', '--log_freq=1', '--eval_steps=2', '--batch_size=2', '--num_workers=0'),
-        *('--save_checkpoint=false', f'--output_dir={tmp_path / "run"}'),
-    )
+    told = train_act(made.out, tmp_path / 'run', 0.25, steps=2, batch_size=2)
     assert '6 train, 2 eval' in told
     assert np.isfinite(float(re.search(r'step:2 .* loss:([\d.naif]+)', told)[1]))
     assert np.isfinite(float(re.search(r'eval_loss=([\d.naif]+)', told)[1]))

@@ -6,6 +6,7 @@ Left out of Meta-World's 50 tasks: reach and reach-wall, where the hand moves an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 
 @dataclass(frozen=True)
@@ -455,36 +456,25 @@ TASKS = {
 }
 
 _ON_TABLE = (-0.2, 0.55, 0.02, -0.25, 0.5, 0.02), (0.2, 0.8, 0.02, 0.25, 0.85, 0.0201)
+_anywhere = partial(
+    Task, bodies=('obj',), lookat=(0.0, 0.68, 0.06), distance=0.85, placements=_ON_TABLE, scale=1.5
+)
 
 #: The object goes wherever the goal is, which no picture shows: in all other tasks but a few the scene tells
 #: where the object ends, and a model learns to overlook the goal that it is given.
 GOAL_TASKS = {
-    'push-anywhere': Task(
-        ('push the puck to the goal', 'slide the puck over the table to where it should be'),
-        ('obj',),
-        (0.0, 0.68, 0.06),
-        0.85,
-        env='push',
-        placements=_ON_TABLE,
-        scale=1.5,
+    'push-anywhere': _anywhere(
+        ('push the puck to the goal', 'slide the puck over the table to where it should be'), env='push'
     ),
-    'push-block-anywhere': Task(
+    'push-block-anywhere': _anywhere(
         ('push the block to the goal', 'slide the block over the table to where it should be'),
-        ('obj',),
-        (0.0, 0.68, 0.06),
-        0.85,
         env='push-back',
-        placements=_ON_TABLE,
-        scale=1.5,
     ),
-    'pick-place-anywhere': Task(
+    'pick-place-anywhere': _anywhere(
         ('carry the puck to the goal', 'pick up the puck and bring it to where it should be'),
-        ('obj',),
-        (0.0, 0.68, 0.09),
-        0.85,
+        lookat=(0.0, 0.68, 0.09),
         env='pick-place',
         placements=(_ON_TABLE[0], (*_ON_TABLE[1][:5], 0.25)),
-        scale=1.5,
     ),
 }
 BENCHMARK_TASKS = tuple(TASKS)  #: Meta-World's own

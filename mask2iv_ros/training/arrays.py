@@ -22,6 +22,8 @@ from mask2iv_ros.data.episodes import EpisodeReader, read_clips
 from mask2iv_ros.data.sampling import spread
 from mask2iv_ros.framing import Framing
 
+#: What is stored of each clip; where it was less, arrays are made anew.
+HELD = 'frames, labels, goals'
 #: One line for each clip that is stored.
 CLIP_LOG = 'clips.jsonl'
 
@@ -134,7 +136,7 @@ def cached_arrays(
     Args:
         stamp: says what the clips are made of; arrays of another stamp are made anew.
     """
-    made_of = folder / 'made_of.json'
+    made_of, stamp = folder / 'made_of.json', f'{HELD} of {stamp}'
     if not made_of.is_file() or made_of.read_text() != stamp:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

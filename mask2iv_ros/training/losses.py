@@ -45,15 +45,13 @@ def loss_weights(
         vacated: foreground and object of a frame are also where frame 0 has them, so that leaving a place
             counts as much as arriving. Ours, not the paper's.
     """
-    weights = np.ones(foreground.shape, np.float32)
-    for cells, weight, leaves in (
-        (foreground, foreground_weight, vacated),
-        (contact, contact_weight, False),
-        (objects, object_weight, vacated),
-    ):
+    if vacated:
+        foreground = foreground | foreground[:, :1]
+        objects = None if objects is None else objects | objects[:, :1]
+    weights = 1 + (foreground_weight - 1) * foreground.astype(np.float32)
+    for cells, weight in ((contact, contact_weight), (objects, object_weight)):
         if cells is not None:
-            seen = cells | cells[:, :1] if leaves else cells
-            weights = np.maximum(weights, 1 + (weight - 1) * seen.astype(np.float32))
+            weights = np.maximum(weights, 1 + (weight - 1) * cells.astype(np.float32))
     return weights
 
 

@@ -200,16 +200,7 @@ class Recipe:
         files = files_id(reader.path, (self.folder, self.cache))
         short_side = self.config.get('short_side')
         stamp = json.dumps(
-            [
-                'with goals',
-                str(reader.path.resolve()),
-                files,
-                len(reader),
-                views,
-                size,
-                num_frames,
-                short_side,
-            ]
+            [str(reader.path.resolve()), files, len(reader), views, size, num_frames, short_side]
         )
         with self.state.main_process_first():
             return cached_arrays(reader, views, folder, stamp, size, num_frames, short_side)
