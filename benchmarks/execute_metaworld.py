@@ -3,9 +3,12 @@
     python benchmarks/execute_metaworld.py OUT --row oracle --episodes 25   # a row; a stopped run goes on
     python benchmarks/execute_metaworld.py --table OUT   # results/execute_metaworld.{json,md,png} of OUT, and
                                                          # a folder of its lines
+    python benchmarks/execute_metaworld.py GOALS --row goal --tasks push-anywhere push-block-anywhere \
+        pick-place-anywhere   # where only a goal tells; `--table GOALS --results RESULTS` afterwards
 
 Rows, which differ in where a plan comes from: `oracle` (masks of the scripted expert, rolled out from the
-current state: the bound), `trajectory` (stage 1 of a model, masks only), `video` (masks that follow the
+current state: the bound), `trajectory` (stage 1 of a model, masks only), `goal` (the same, told also the
+pixel of the goal; for tasks in which the scene does not show it), `video` (masks that follow the
 optical flow of the video of both stages), `one_stage` (the same for a model of one stage, which draws a video
 without masks: give it with `--model`), `random` (take the object, go to a random place: the floor). All are
 executed by `mask2iv_ros.planning.rollout`, which sees camera, masks of the current frame, depth, calibration
@@ -13,6 +16,8 @@ and the hand's position, and which has no rule that knows a task. A model draws 
 the one whose hand comes nearest to the object is executed (`planning.execution.choose_plan`). Before a
 camera's first episode the arm moves about in front of it, in a scene that is none of the 11 tasks, and the
 robot learns what it looks like (`ArmAppearance`): `--poses` of them, kept in OUT.
+
+In the table `cm off` is how far the object ends from where the expert leaves it, median over episodes.
 
 OUT/ROW.jsonl has a line an episode: success, steps, what was planned, and the cause of a failure, which is
 told from the simulator's state, as nothing that is executed is; of a model also the hash of its weights,
@@ -38,7 +43,7 @@ from tqdm import tqdm
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.data.metaworld_execution import FIRST_SEED, PUBLISHED_CAMERAS, ExecutionScene
-from mask2iv_ros.data.metaworld_tasks import PUBLISHED_TASKS
+from mask2iv_ros.data.metaworld_tasks import GOAL_TASKS, PUBLISHED_TASKS
 from mask2iv_ros.evaluation.journal import drop_cut_off_line, read_lines
 from mask2iv_ros.evaluation.metrics import wilson_interval
 from mask2iv_ros.framing import Framing
@@ -48,10 +53,11 @@ from mask2iv_ros.planning.flow import follow_labels
 from mask2iv_ros.planning.rollout import Planned, Random, execute
 from mask2iv_ros.weights import default_model_path, hash_weights, unpack
 
-MODEL_ROWS = ('trajectory', 'video', 'one_stage')
+MODEL_ROWS = ('trajectory', 'goal', 'video', 'one_stage')
 ROWS = ('oracle', *MODEL_ROWS, 'random')
 #: Mean success in per cent as printed by AVDC (arXiv 2310.08576), 825 episodes on Meta-World's v2 tasks.
 PUBLISHED = {'AVDC': 43.1, 'BC-Scratch': 16.2, 'BC-R3M': 15.4, 'UniPi': 6.1}
+KNOWN_TASKS = (*PUBLISHED_TASKS, *GOAL_TASKS)
 LIFTED, MOVED = 0.03, 0.01  #: metres, for causes of failure
 RESULTS = Path(__file__).parent / 'results' / 'execute_metaworld'
 STEPS, SAMPLES = 4, 6  #: of the model's denoising; plans to choose from, if nothing else is said
@@ -131,18 +137,19 @@ def planner(row: str, scene: ExecutionScene, model: str, num_inference_steps: in
             observation.labels == lb.OBJECT,
             observation.labels == lb.ACTOR,
             scene.text,
+            goal_pixel=tuple(scene.goal_pixel) if row == 'goal' else None,
             seed=scene.steps,
             num_samples=samples,
             num_inference_steps=num_inference_steps,
-            trajectory_only=row == 'trajectory',
+            trajectory_only=row != 'video',
         )
         try:
             plans = generate_plans(_pipeline(model), request)
         except InvalidRequest:  # too few pixels for the model
             return []
-        if row == 'trajectory':
-            return [plan.labels for plan in plans]
-        return [follow_labels(plan.frames, observation.labels) for plan in plans]
+        if row == 'video':
+            return [follow_labels(plan.frames, observation.labels) for plan in plans]
+        return [plan.labels for plan in plans]
 
     return plan_in_one_stage if row == 'one_stage' else plan
 
@@ -269,7 +276,7 @@ def share(lines: list[dict]) -> dict:
 
 def summary(lines: list[dict]) -> dict:
     """Success in per cent by task, by camera and by both; 'mean' is over tasks and cameras, as published."""
-    tasks = [task for task in PUBLISHED_TASKS if any(line['task'] == task for line in lines)]
+    tasks = [task for task in KNOWN_TASKS if any(line['task'] == task for line in lines)]
     cameras = [camera for camera in PUBLISHED_CAMERAS if any(line['camera'] == camera for line in lines)]
 
     def of(**wanted):
@@ -281,6 +288,7 @@ def summary(lines: list[dict]) -> dict:
         for task in tasks
     }
     steps = [line['steps'] for line in lines if line['success']]
+    off = [100 * np.linalg.norm(np.subtract(line['moved'], line['wanted'])) for line in lines]
     return {
         'mean': float(np.mean([cell['success'] for row in cells.values() for cell in row.values()])),
         'all': share(lines),
@@ -293,6 +301,7 @@ def summary(lines: list[dict]) -> dict:
             for task in tasks
         },
         'plans an episode': float(np.mean([len(line['plans']) for line in lines])),
+        'cm off': float(np.median(off)),
         'steps of solved episodes': float(np.mean(steps)) if steps else None,
         'seconds an episode': float(np.mean([line['seconds'] for line in lines])),
     }
@@ -302,6 +311,9 @@ def write_table(out: Path, results: Path) -> None:
     """Write `results`.json, .md and .png of the rows that are in `out`."""
     rows = {row: read_lines(out / f'{row}.jsonl') for row in ROWS}
     rows = {row: lines for row, lines in rows.items() if lines}
+    played = {line['task'] for lines in rows.values() for line in lines}
+    tasks = [task for task in KNOWN_TASKS if task in played]
+    published = {} if played - set(PUBLISHED_TASKS) else PUBLISHED
     if not rows:
         raise SystemExit(f'{out}: has no episode of {", ".join(ROWS)}')
     results.mkdir(exist_ok=True)
@@ -314,22 +326,25 @@ def write_table(out: Path, results: Path) -> None:
             return ''
         return f'{found["success"]:.0f} [{found["low"]:.0f}, {found["high"]:.0f}]'
 
+    columns = ('mean', *PUBLISHED_CAMERAS, 'cm off', 'episodes', 'plans an episode', 'expert solves')
     lines = [
         'Success in per cent with 95 % intervals (Wilson); see `execute_metaworld.py`.',
         '',
-        '| | mean | ' + ' | '.join(PUBLISHED_CAMERAS) + ' | episodes | plans an episode | expert solves |',
-        '|---' * (len(PUBLISHED_CAMERAS) + 5) + '|',
+        '| | ' + ' | '.join(columns) + ' |',
+        '|---' * (len(columns) + 1) + '|',
     ]
     for row, found in rows.items():
         low, high, count = (found['all'][key] for key in ('low', 'high', 'episodes'))
+        off = found['cm off']
         cameras = ' | '.join(cell(found['cameras'].get(camera)) for camera in PUBLISHED_CAMERAS)
         lines.append(
-            f'| {row} | {found["mean"]:.1f} [{low:.1f}, {high:.1f}] | {cameras} | {count} | '
+            f'| {row} | {found["mean"]:.1f} [{low:.1f}, {high:.1f}] | {cameras} | {off:.1f} | {count} | '
             f'{found["plans an episode"]:.1f} | {found["expert"]:.0f} |'
         )
-    lines += [f'| {name} (published) | {value} |  |  |  | 825 |  |  |' for name, value in PUBLISHED.items()]
+    empty = ' | ' * len(PUBLISHED_CAMERAS)
+    lines += [f'| {name} (published) | {value} {empty} |  | 825 |  |  |' for name, value in published.items()]
     lines += ['', '| task | ' + ' | '.join(rows) + ' |', '|---' * (len(rows) + 1) + '|']
-    for task in PUBLISHED_TASKS:
+    for task in tasks:
         found = (cell(row['tasks'].get(task)) for row in rows.values())
         lines.append(f'| {task} | ' + ' | '.join(found) + ' |')
     lines += ['', 'Causes of failure:', '', '| row | task | causes |', '|---|---|---|']
@@ -340,27 +355,28 @@ def write_table(out: Path, results: Path) -> None:
                 lines.append(f'| {row} | {task} | {said} |')
     results.with_suffix('.md').write_text('\n'.join(lines) + '\n')
     results.with_suffix('.json').write_text(
-        json.dumps({'rows': rows, 'published': PUBLISHED}, indent=1) + '\n'
+        json.dumps({'rows': rows, 'published': published}, indent=1) + '\n'
     )
-    _figure(rows).savefig(results.with_suffix('.png'), dpi=110)
+    _figure(rows, tasks, published).savefig(results.with_suffix('.png'), dpi=110)
     print('\n'.join(lines))
 
 
-def _figure(rows: dict) -> Figure:
+def _figure(rows: dict, tasks: list[str], published: dict) -> Figure:
     figure = Figure((11, 4), layout='constrained')
     axes = figure.add_subplot()
     width = 0.8 / len(rows)
     for number, (row, found) in enumerate(rows.items()):
-        places = [i + (number - (len(rows) - 1) / 2) * width for i, t in enumerate(PUBLISHED_TASKS)
+        places = [i + (number - (len(rows) - 1) / 2) * width for i, t in enumerate(tasks)
                   if t in found['tasks']]  # fmt: skip
-        cells = [found['tasks'][task] for task in PUBLISHED_TASKS if task in found['tasks']]
+        cells = [found['tasks'][task] for task in tasks if task in found['tasks']]
         heights = np.array([cell['success'] for cell in cells])
         ends = np.array([(cell['low'], cell['high']) for cell in cells]).T
         errors = np.maximum(np.abs(ends - heights), 0)
         axes.bar(places, heights, width, yerr=errors, label=f'{row}: mean {found["mean"]:.0f} %',
                  error_kw={'elinewidth': 0.8, 'alpha': 0.6})  # fmt: skip
-    axes.axhline(PUBLISHED['AVDC'], color='black', linestyle=':', label='AVDC, published mean 43.1 %')
-    axes.set_xticks(range(len(PUBLISHED_TASKS)), PUBLISHED_TASKS, rotation=30, ha='right')
+    if published:
+        axes.axhline(published['AVDC'], color='black', linestyle=':', label='AVDC, published mean 43.1 %')
+    axes.set_xticks(range(len(tasks)), tasks, rotation=30, ha='right')
     axes.set(ylabel='success, %', ylim=(0, 105))
     axes.legend(fontsize=8, ncols=4, loc='lower center', bbox_to_anchor=(0.5, 1.0), frameon=False)
     return figure
@@ -373,7 +389,7 @@ def main() -> None:
     parser.add_argument('--table', action='store_true', help='write the result files of what is in OUT')
     parser.add_argument('--episodes', type=int, default=25, help='seeds a task and camera')
     parser.add_argument('--first', type=int, default=0, help='first seed')
-    parser.add_argument('--tasks', nargs='+', default=list(PUBLISHED_TASKS), choices=PUBLISHED_TASKS)
+    parser.add_argument('--tasks', nargs='+', default=list(PUBLISHED_TASKS), choices=KNOWN_TASKS)
     parser.add_argument('--cameras', nargs='+', default=list(PUBLISHED_CAMERAS), choices=PUBLISHED_CAMERAS)
     parser.add_argument('--processes', type=int, default=1)
     parser.add_argument('--videos', type=int, default=0, help='film the first so many seeds')

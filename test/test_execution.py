@@ -169,6 +169,16 @@ def test_what_the_plan_does_not_lift_is_pushed_with_closed_fingers_beyond_its_en
     assert motion.waypoints[-1].position[1] > beside[1] + 0.15
 
 
+def test_what_slides_along_between_the_fingers_is_held(arm):
+    far = np.add(GRASP, (-0.15, 0.1, 0))
+    motion = plan_hand_motion(observe(START, BOX), plan(START, GRASP, far, carried_from=1), arm)
+    assert motion.kind == 'grasp', motion
+    np.testing.assert_allclose(motion.waypoints[1].position[:2], GRASP[:2], atol=0.01)
+    heights = [point.position[2] for point in motion.waypoints[3:]]
+    np.testing.assert_allclose(heights, motion.waypoints[2].position[2], atol=0.02)  # not lifted
+    np.testing.assert_allclose(motion.waypoints[-1].position[:2], far[:2], atol=0.02)
+
+
 def test_a_touch_in_the_first_frame_alone_is_a_push(arm):
     touching = np.add(GRASP, (0, -0.03, 0))
     labels = np.array([draw(touching, BOX), *(draw(np.add(START, (0, 0, 0.01 * t)), BOX) for t in range(7))])
@@ -370,7 +380,7 @@ def test_a_stopped_benchmark_goes_on(benchmark, rows):
     assert [json.loads(line)['seed'] - json.loads(lines[0])['seed'] for line in lines] == [0, 1]
 
 
-@pytest.mark.parametrize('row', ['trajectory', 'video', 'one_stage'])
+@pytest.mark.parametrize('row', ['trajectory', 'goal', 'video', 'one_stage'])
 def test_plans_of_a_model_are_played_and_filmed(benchmark, rows, tmp_path, row):
     """Random weights, which plan nonsense: an episode is played to its end all the same."""
     pipeline = build_tiny_pipeline()
@@ -419,7 +429,7 @@ def test_the_table_leaves_a_line_that_is_being_written(benchmark, rows, tmp_path
 
 def test_a_row_stopped_mid_grid_without_success_has_a_table(benchmark, tmp_path):
     line = {'seed': 0, 'success': False, 'steps': 500, 'plans': []}
-    line |= {'expert': True, 'seconds': 1, 'cause': 'no plan'}
+    line |= {'expert': True, 'seconds': 1, 'cause': 'no plan', 'moved': [0, 0, 0], 'wanted': [0, 0, 0.1]}
     cells = [('door-open', 'corner'), ('door-open', 'corner2'), ('handle-press', 'corner')]
     lines = [json.dumps({'task': task, 'camera': camera, **line}) for task, camera in cells]
     (tmp_path / 'random.jsonl').write_text('\n'.join(lines) + '\n')
@@ -427,6 +437,7 @@ def test_a_row_stopped_mid_grid_without_success_has_a_table(benchmark, tmp_path)
     text = (tmp_path / 'table.json').read_text()
     found = json.loads(text)['rows']['random']
     assert found['mean'] == 0
+    assert found['cm off'] == pytest.approx(10)
     assert set(found['cells']['handle-press']) == {'corner'}
     assert 'NaN' not in text
 

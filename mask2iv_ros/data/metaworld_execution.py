@@ -56,6 +56,11 @@ class ExecutionScene:
         """0 closed to 1 open."""
         return float(self._felt[3])
 
+    @property
+    def goal_pixel(self) -> np.ndarray:
+        """(2,) where the camera sees the place that the task asks for, whether or not anything shows it."""
+        return self.camera.project(self.scene.env._target_pos)
+
     def observe(self, colour: bool = False) -> Observation:
         """What a robot knows now; the picture only if asked for, since drawing it takes longest."""
         frame = None

@@ -3,7 +3,8 @@
 Rules for any task, on what any robot has: the plan's label images, depth image and calibration of the
 observed frame, and where the hand is. They begin as those of AVDC (arXiv 2310.08576): grasp what is lifted,
 push what is not. They add what masks tell beyond a video's optical flow: the plan shows the arm, so the
-hand's own way in space (`arm_appearance`), where it is when the object begins to move, and from which side.
+hand's own way in space (`arm_appearance`), where it is when the object begins to move, from which side, and
+whether a thing that slides stays between the fingers, and is held.
 
 Lengths are metres, positions are in the world frame of `Camera.cam_to_world`, z against gravity.
 """
@@ -148,8 +149,11 @@ def plan_hand_motion(
     low, high = _rise(hands[held])
     low, high = held[low], held[high]
     moves = _moves(view, cloud, motion, hands, low)
-    if hands[high, 2] - hands[low, 2] > LIFTED and _seen_rise(view, cloud, motion) > RISEN:
+    if hands[high, 2] - hands[low, 2] > LIFTED and _seen_rise(observation.camera, cloud, motion) > RISEN:
         return _grasp(cloud, hands, low, moves, gripper)
+    slide = _slide(view, cloud, motion)
+    if _fits(cloud, gripper) and _is_held_from_above(cloud, slide[held], hands[held], gripper):
+        return _grasp(cloud, hands, held[0], slide, gripper)
     return _push(hands, motion, gripper)
 
 
@@ -195,13 +199,13 @@ def _is_seen(located: np.ndarray) -> bool:
     return np.isfinite(located[1:, 0]).mean() >= ARM_SEEN
 
 
-def _seen_rise(view: _View, cloud: np.ndarray, motion: MaskMotion) -> float:
+def _seen_rise(camera: Camera, cloud: np.ndarray, motion: MaskMotion) -> float:
     """Metres that the object rises at most, if its way in the image leads straight up.
 
     Infinite for a camera that looks down and cannot tell.
     """
     at = np.median(cloud, axis=0)
-    upwards = view.project(at + RISEN * UP) - view.project(at)
+    upwards = camera.project(at + RISEN * UP) - camera.project(at)
     length = np.linalg.norm(upwards)
     if length < MIN_RISE_PIXELS:
         return np.inf
@@ -276,11 +280,6 @@ class _View:
         """(N, 3) world directions with depth 1."""
         return pixel_rays(pixels, self.intrinsics) @ self.rotation.T
 
-    def project(self, point: np.ndarray) -> np.ndarray:
-        """(2,) pixel of a point."""
-        x, y, z = self.intrinsics @ ((point - self.centre) @ self.rotation)
-        return np.array((x / z, y / z))
-
     def depth(self, points: np.ndarray) -> np.ndarray:
         return (points - self.centre) @ self.rotation[:, 2]
 
@@ -336,10 +335,30 @@ def _carry(start, moves, gripper: Gripper) -> HandMotion:
     return HandMotion('carry', way, 'the object is in the hand')
 
 
+def _fits(cloud: np.ndarray, gripper: Gripper) -> bool:
+    """Whether all of the object that is seen fits between the fingers."""
+    return max(np.ptp(cloud, axis=0)[:2]) < gripper.width - 2 * CLEARANCE
+
+
+def _slide(view: _View, cloud: np.ndarray, motion: MaskMotion) -> np.ndarray:
+    """(T, 3) displacement of the object if it stays as high as it is."""
+    rays = view.rays(motion.position)
+    height = (cloud[:, 2].min() + cloud[:, 2].max()) / 2 - view.centre[2]
+    points = view.centre + rays * (height / rays[:, 2:])
+    return points - points[0]
+
+
+def _is_held_from_above(cloud, moves: np.ndarray, hands: np.ndarray, gripper: Gripper) -> bool:
+    """Whether the object slides (T, 3 displacement) between the fingers of a hand (T, 3) that stays low."""
+    middle = (cloud.min(axis=0) + cloud.max(axis=0)) / 2
+    beside = np.linalg.norm((hands + gripper.tip - middle - moves)[:, :2], axis=1)
+    aside, risen = np.linalg.norm(moves[-1] - moves[0]), abs(hands[-1, 2] - hands[0, 2])
+    return aside > max(risen, STILL) and np.median(beside) < gripper.width / 2
+
+
 def _grasp(cloud, hands, first, moves, gripper) -> HandMotion:
     tip = hands[first] + gripper.tip - moves[first]
-    size = np.ptp(cloud, axis=0)
-    if max(size[:2]) < gripper.width - 2 * CLEARANCE:  # it fits between the fingers: take all of it
+    if _fits(cloud, gripper):  # take all of it
         tip[:2] = (cloud.min(axis=0) + cloud.max(axis=0))[:2] / 2
     else:  # the fingers close on what is between them: centre them on it
         closing = np.array(gripper.closing)
@@ -357,7 +376,9 @@ def _grasp(cloud, hands, first, moves, gripper) -> HandMotion:
     path = _within(at + moves[first + 1 :] + CLEARANCE * UP, gripper)
     way += [Waypoint(point, 1.0, ON_THE_WAY) for point in path]
     way[-1].tolerance = 0.01
-    return HandMotion('grasp', way, f'the plan lifts the object by {moves[:, 2].max():.2f} m')
+    return HandMotion(
+        'grasp', way, f'the plan takes the object {np.linalg.norm(moves, axis=1).max():.2f} m away'
+    )
 
 
 def _take(cloud: np.ndarray, tip: np.ndarray, gripper: Gripper) -> list[Waypoint]:
