@@ -36,7 +36,11 @@ from mask2iv_ros.ros.client import InteractionClient
 from mask2iv_ros.ros.conversions import write_image
 
 SIZES = ((640, 480), (1280, 720))  #: width and height of the images
-KINDS = {'whole call': {}, 'trajectory only': {'trajectory_only': True}}
+KINDS = {
+    'whole call': {},
+    'with a goal': {'goal_pixel': (400.0, 300.0)},
+    'trajectory only': {'trajectory_only': True},
+}
 MODEL_PARTS = ('trajectory', 'video')
 PARTS = ('buffer', 'queue', 'preprocess', *MODEL_PARTS, 'message')
 RESULTS = Path(__file__).parent / 'results'

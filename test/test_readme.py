@@ -10,6 +10,7 @@ import yaml
 
 from mask2iv_ros.cli import build_parser
 from mask2iv_ros.data.episodes import open_dataset
+from mask2iv_ros.data.metaworld_tasks import GOAL_TASKS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
@@ -215,20 +216,31 @@ def test_training_memory_is_that_of_the_result_file():
 
 
 def test_replayed_actions_are_those_of_the_result_file():
-    rows = read_result('new_motion_replay')['rows']
+    tasks = read_result('new_motion_replay')['by task']
+
+    def over(row, name, taken):
+        found = [rows[row] for task, rows in tasks.items() if (task in GOAL_TASKS) == taken]
+        episodes = sum(one['episodes'] for one in found)
+        if name == 'solved':
+            return episodes, round(sum(one['solved'][0] * one['episodes'] for one in found) / 100)
+        return round(sum(one[name] * one['episodes'] for one in found) / episodes, 1)
+
     told = re.search(
-        r'inferred for (\d+) episodes of four tasks solve (\d+) of 8 with the recorded motion, (\d+) of 8 '
-        r'with another seed and (\d+) of 8 with another goal; the hand is ([\d.]+) cm, ([\d.]+) cm and '
+        r'inferred for (\d+) episodes that push, press or pull solve (\d+) with the recorded motion, (\d+) '
+        r'with another seed and (\d+) with another goal; the hand is ([\d.]+) cm, ([\d.]+) cm and '
         r'([\d.]+) cm',
         PROSE,
     )
     count, *numbers = map(float, told.groups())
-    used = [rows[name] for name in ('same motion, inferred', 'new seed', 'new goal')]
-    assert {row['episodes'] for row in used} == {count}
-    assert numbers[:3] == [round(row['solved'][0] / 100 * count) for row in used]
-    assert numbers[3:] == [round(row['hand off'], 1) for row in used]
-    (goal,) = re.search(r'the object goes (\d+) % of the way to a shifted goal', PROSE).groups()
-    assert int(goal) == round(rows['new goal']['goal'])
+    rows = 'same motion, inferred', 'new seed', 'new goal'
+    assert [over(row, 'solved', False) for row in rows] == [(count, number) for number in numbers[:3]]
+    assert numbers[3:] == [over(row, 'hand off', False) for row in rows]
+    told = re.search(
+        r'of (\d+) episodes in which a thing is taken .*? solve (\d+) with the recorded motion and (\d+) ',
+        PROSE,
+    )
+    count, *numbers = map(int, told.groups())
+    assert [over(row, 'solved', True) for row in rows[:2]] == [(count, number) for number in numbers]
 
 
 def test_refused_episodes_are_those_of_the_result_file():
