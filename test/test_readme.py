@@ -318,6 +318,11 @@ def test_the_second_task_is_that_of_its_result_file():
     looks = ('changed',) * 4 + ('training',) * 4
     found = zip(('real', 'ordinary', 'every_frame', 'half_real') * 2, looks, strict=True)
     assert [int(x) for x in told.groups()] == [round(rows[r]['looks'][look]['success']) for r, look in found]
+    told = re.search(r'after 8,000 steps .*? solves (\d+) % under that look and (\d+) % under others', PROSE)
+    longer = read_result('policy_gain_drawer_8000')['rows']['half_real']
+    assert longer['settings']['steps'] == 8000
+    found = [round(longer['looks'][look]['success']) for look in ('training', 'changed')]
+    assert [int(x) for x in told.groups()] == found
     rows = read_result('policy_gain')['rows']
     kept = re.search(r'a camera that was moved \((\d+) and (\d+) %; drawn alike (\d+) and (\d+)\)', PROSE)
     measured = (
