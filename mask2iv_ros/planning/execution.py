@@ -341,11 +341,12 @@ def _fits(cloud: np.ndarray, gripper: Gripper) -> bool:
 
 
 def _slide(view: _View, cloud: np.ndarray, motion: MaskMotion) -> np.ndarray:
-    """(T, 3) displacement of the object if it stays as high as it is."""
+    """(T, 3) displacement of the object if it stays as high as it is; not finite if it is on the horizon."""
     rays = view.rays(motion.position)
     height = (cloud[:, 2].min() + cloud[:, 2].max()) / 2 - view.centre[2]
-    points = view.centre + rays * (height / rays[:, 2:])
-    return points - points[0]
+    with np.errstate(divide='ignore', invalid='ignore'):
+        points = view.centre + rays * (height / rays[:, 2:])
+        return points - points[0]
 
 
 def _is_held_from_above(cloud, moves: np.ndarray, hands: np.ndarray, gripper: Gripper) -> bool:
