@@ -152,7 +152,8 @@ def plan_hand_motion(
     if hands[high, 2] - hands[low, 2] > LIFTED and _seen_rise(observation.camera, cloud, motion) > RISEN:
         return _grasp(cloud, hands, low, moves, gripper)
     slide = _slide(view, cloud, motion)
-    if _fits(cloud, gripper) and _is_held_from_above(cloud, slide[held], hands[held], gripper):
+    whole = not (lb.dilate(labels[0] == lb.ACTOR, 3) & objects[0]).any()  # the arm may hide some of it
+    if whole and _fits(cloud, gripper) and _is_held_from_above(cloud, slide[held], hands[held], gripper):
         return _grasp(cloud, hands, held[0], slide, gripper)
     return _push(hands, motion, gripper)
 
