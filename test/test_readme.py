@@ -286,12 +286,22 @@ def test_policies_are_those_of_the_result_file():
 
 def test_speed_is_that_of_the_result_files():
     latency = read_result('latency_cpu')
-    for row, kind in (('masks and video', 'whole call'), ('masks only', 'trajectory only')):
+    kinds = {
+        'masks and video': 'whole call',
+        'masks and video, with a goal': 'with a goal',
+        'masks only': 'trajectory only',
+    }
+    for row, kind in kinds.items():
         found = latency['calls']['640x480'][kind]['median']
         stage_1, _, outside, total = cells('seconds', row)
         assert float(stage_1) == round(found['trajectory'], 2)
         assert float(outside) == round(found['outside the model'], 2)
         assert float(total) == round(found['total'], 1)
+    amx = read_result('latency_cpu_amx')['calls']['640x480']
+    told = re.search(r'with AMX took ([\d.]+) s for masks and video and ([\d.]+) s for masks', PROSE).groups()
+    assert [float(x) for x in told] == [
+        round(amx[kind]['median']['total'], 1) for kind in ('whole call', 'trajectory only')
+    ]
     ready = re.search(r'ready (\d+) s after its start \((\d+) s the first', PROSE).groups()
     measured = [latency['start-up'][kind]['median'] for kind in ('warm', 'cold')]
     assert list(map(int, ready)) == [round(value) for value in measured]
@@ -303,8 +313,11 @@ def test_speed_is_that_of_the_result_files():
     losses = [
         value['loss']['high'] for value in rows['4'].values() if isinstance(value, dict) and 'loss' in value
     ]
-    assert len(losses) == 5
+    assert len(losses) == 8
     assert max(losses) < 0
+    told = re.search(r'in Fréchet distance \(([\d.]+) against ([\d.]+);', PROSE).groups()
+    name = 'Fréchet distance, random 3-D network'
+    assert [float(x) for x in told] == [round(rows[steps][name]['mean'], 2) for steps in ('4', '50')]
 
 
 def test_the_second_task_is_that_of_its_result_file():
