@@ -380,7 +380,7 @@ def test_a_stopped_benchmark_goes_on(benchmark, rows):
     assert [json.loads(line)['seed'] - json.loads(lines[0])['seed'] for line in lines] == [0, 1]
 
 
-@pytest.mark.parametrize('row', ['trajectory', 'goal', 'video', 'one_stage'])
+@pytest.mark.parametrize('row', ['goal', 'video', 'one_stage'])
 def test_plans_of_a_model_are_played_and_filmed(benchmark, rows, tmp_path, row):
     """Random weights, which plan nonsense: an episode is played to its end all the same."""
     pipeline = build_tiny_pipeline()
