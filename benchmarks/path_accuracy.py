@@ -83,11 +83,6 @@ def to_camera(camera, points) -> np.ndarray:
     return (np.asarray(points) - camera.cam_to_world[:3, 3]) @ camera.cam_to_world[:3, :3]
 
 
-def project(camera, points) -> np.ndarray:
-    inside = to_camera(camera, points) @ camera.intrinsics.T
-    return inside[..., :2] / inside[..., 2:]
-
-
 def damage(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     damaged = labels.copy()
     for image in damaged[1:]:
@@ -156,7 +151,7 @@ def measure(clip, truth: Truth, camera_name: str, labels: np.ndarray, node: bool
 
     if clip.contact.any():
         frame = int(clip.contact.argmax())
-        pixel = project(camera, truth.taken('contacts')[frame]).mean(axis=0)
+        pixel = camera.project(truth.taken('contacts')[frame]).mean(axis=0)
         size = lb.paper_kernel(7, labels.shape[1])
         first = lb.contact_frame(labels, size)
         if first >= 0:

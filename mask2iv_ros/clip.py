@@ -19,11 +19,11 @@ class Camera:
     intrinsics: np.ndarray
     cam_to_world: np.ndarray | None = None
 
-    def project(self, point: np.ndarray) -> np.ndarray:
-        """(2,) pixel of a point (3,) in the world, metres, in front of a camera whose pose is known."""
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """(..., 2) pixels of world points (..., 3), metres, in front of a camera whose pose is known."""
         rotation, centre = self.cam_to_world[:3, :3], self.cam_to_world[:3, 3]
-        x, y, z = self.intrinsics @ ((point - centre) @ rotation)
-        return np.array((x / z, y / z))
+        inside = (points - centre) @ rotation @ self.intrinsics.T
+        return inside[..., :2] / inside[..., 2:]
 
 
 @dataclass

@@ -20,7 +20,7 @@ from mask2iv_ros import labels as lb
 from mask2iv_ros.clip import Camera
 from mask2iv_ros.planning.arm_appearance import ArmAppearance
 from mask2iv_ros.planning.motion import INTERACT, MaskMotion, between_neighbours, mask_motion
-from mask2iv_ros.planning.path import lift_path, pixel_rays, valid_depth
+from mask2iv_ros.planning.path import lift_path, meet_plane, pixel_rays, valid_depth
 
 UP = np.array((0.0, 0.0, 1.0))
 
@@ -151,9 +151,9 @@ def plan_hand_motion(
     moves = _moves(view, cloud, motion, hands, low)
     if hands[high, 2] - hands[low, 2] > LIFTED and _seen_rise(observation.camera, cloud, motion) > RISEN:
         return _grasp(cloud, hands, low, moves, gripper)
-    slide = _slide(view, cloud, motion)
     whole = not (lb.dilate(labels[0] == lb.ACTOR, 3) & objects[0]).any()  # the arm may hide some of it
-    if whole and _fits(cloud, gripper) and _is_held_from_above(cloud, slide[held], hands[held], gripper):
+    slide = _slide(view, cloud, motion) if whole and _fits(cloud, gripper) else None
+    if slide is not None and _is_held_from_above(cloud, slide[held], hands[held], gripper):
         return _grasp(cloud, hands, held[0], slide, gripper)
     return _push(hands, motion, gripper)
 
@@ -231,7 +231,7 @@ def random_hand_motion(
     cloud = view.cloud(observation.depth, lb.object_mask(observation.labels))
     if not len(cloud):
         return HandMotion('none', [], 'no depth on the object')
-    tip = (cloud.min(axis=0) + cloud.max(axis=0)) / 2
+    tip = _middle(cloud)
     way = [*_take(cloud, tip, gripper), Waypoint(goal, 1.0, 0.01)]
     return HandMotion('grasp', way, 'a random place')
 
@@ -254,7 +254,7 @@ def _without_arm(view, observation, labels, cloud, motion, gripper, holding) -> 
     length = np.linalg.norm(moves, axis=1)
     if length.max() < STILL:
         return HandMotion('none', [], 'the plan moves nothing')
-    centre = (cloud.min(axis=0) + cloud.max(axis=0)) / 2
+    centre = _middle(cloud)
     if moves[:, 2].max() > LIFTED_PATH:
         way = _take(cloud, centre, gripper)
         at = way[-1].position
@@ -336,24 +336,29 @@ def _carry(start, moves, gripper: Gripper) -> HandMotion:
     return HandMotion('carry', way, 'the object is in the hand')
 
 
+def _middle(cloud: np.ndarray) -> np.ndarray:
+    """(3,) middle of the box around the points."""
+    return (cloud.min(axis=0) + cloud.max(axis=0)) / 2
+
+
 def _fits(cloud: np.ndarray, gripper: Gripper) -> bool:
     """Whether all of the object that is seen fits between the fingers."""
     return max(np.ptp(cloud, axis=0)[:2]) < gripper.width - 2 * CLEARANCE
 
 
-def _slide(view: _View, cloud: np.ndarray, motion: MaskMotion) -> np.ndarray:
-    """(T, 3) displacement of the object if it stays as high as it is; not finite if it is on the horizon."""
+def _slide(view: _View, cloud: np.ndarray, motion: MaskMotion) -> np.ndarray | None:
+    """(T, 3) displacement of the object if it stays as high as it is; None if that cannot be seen."""
     rays = view.rays(motion.position)
-    height = (cloud[:, 2].min() + cloud[:, 2].max()) / 2 - view.centre[2]
-    with np.errstate(divide='ignore', invalid='ignore'):
-        points = view.centre + rays * (height / rays[:, 2:])
-        return points - points[0]
+    depths = meet_plane(rays, UP, _middle(cloud) - view.centre)
+    if depths is None:
+        return None
+    points = rays * depths[:, None]
+    return points - points[0]
 
 
 def _is_held_from_above(cloud, moves: np.ndarray, hands: np.ndarray, gripper: Gripper) -> bool:
     """Whether the object slides (T, 3 displacement) between the fingers of a hand (T, 3) that stays low."""
-    middle = (cloud.min(axis=0) + cloud.max(axis=0)) / 2
-    beside = np.linalg.norm((hands + gripper.tip - middle - moves)[:, :2], axis=1)
+    beside = np.linalg.norm((hands + gripper.tip - _middle(cloud) - moves)[:, :2], axis=1)
     aside, risen = np.linalg.norm(moves[-1] - moves[0]), abs(hands[-1, 2] - hands[0, 2])
     return aside > max(risen, STILL) and np.median(beside) < gripper.width / 2
 
@@ -361,7 +366,7 @@ def _is_held_from_above(cloud, moves: np.ndarray, hands: np.ndarray, gripper: Gr
 def _grasp(cloud, hands, first, moves, gripper) -> HandMotion:
     tip = hands[first] + gripper.tip - moves[first]
     if _fits(cloud, gripper):  # take all of it
-        tip[:2] = (cloud.min(axis=0) + cloud.max(axis=0))[:2] / 2
+        tip[:2] = _middle(cloud)[:2]
     else:  # the fingers close on what is between them: centre them on it
         closing = np.array(gripper.closing)
         across = np.cross(closing, UP)

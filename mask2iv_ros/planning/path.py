@@ -218,8 +218,8 @@ def lift_path(
     depths = {'constant_depth': np.full(len(rays), z)}
     if normal is not None:
         forward = np.array((0.0, 0.0, 1.0))
-        depths['support_plane'] = _meet(rays, normal, rays[0] * z)
-        depths['upright_plane'] = _meet(rays, forward - (forward @ normal) * normal, rays[0] * z)
+        depths['support_plane'] = meet_plane(rays, normal, rays[0] * z)
+        depths['upright_plane'] = meet_plane(rays, forward - (forward @ normal) * normal, rays[0] * z)
     if depth_model == 'mask_area':
         depths['mask_area'] = z * np.sqrt(motion.area[0] / motion.area)
     if depth_model == 'place_depth':
@@ -364,7 +364,7 @@ def support_normal(
     return None if plane is None else plane[0]
 
 
-def _meet(rays: np.ndarray, normal: np.ndarray, point: np.ndarray) -> np.ndarray | None:
+def meet_plane(rays: np.ndarray, normal: np.ndarray, point: np.ndarray) -> np.ndarray | None:
     """Depths (T,) at which rays meet the plane through a point; None if the ray of frame 0 hardly does.
 
     A later ray that hardly meets it has the depth of its neighbours.
