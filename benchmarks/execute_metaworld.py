@@ -7,15 +7,17 @@
         pick-place-anywhere   # where only a goal tells; `--table GOALS --results RESULTS` afterwards
 
 Rows, which differ in where a plan comes from: `oracle` (masks of the scripted expert, rolled out from the
-current state: the bound), `trajectory` (stage 1 of a model, masks only), `goal` (the same, told also the
-pixel of the goal; for tasks in which the scene does not show it), `video` (masks that follow the
-optical flow of the video of both stages), `one_stage` (the same for a model of one stage, which draws a video
-without masks: give it with `--model`), `random` (take the object, go to a random place: the floor). All are
-executed by `mask2iv_ros.planning.rollout`, which sees camera, masks of the current frame, depth, calibration
-and the hand's position, and which has no rule that knows a task. A model draws `--samples` plans at a time;
-the one whose hand comes nearest to the object is executed (`planning.execution.choose_plan`). Before a
-camera's first episode the arm moves about in front of it, in a scene that is none of the 11 tasks, and the
-robot learns what it looks like (`ArmAppearance`): `--poses` of them, kept in OUT.
+current state: the bound), `oracle_off` (the same, the hand told centimetres beside where the masks show it,
+in all plans of an episode alike: what the rules make of errors such as a model's), `trajectory` (stage 1 of a
+model, masks only), `goal` (the same, told also the pixel of the goal; for tasks in which the scene does not
+show it), `video` (masks that follow the optical flow of the video of both stages), `one_stage` (the same for
+a model of one stage, which draws a video without masks: give it with `--model`), `random` (take the object,
+go to a random place: the floor). All are executed by `mask2iv_ros.planning.rollout`, which sees camera, masks
+of the current frame, depth, calibration and the hand's position, and which has no rule that knows a task. A
+model draws `--samples` plans at a time; the one whose hand comes nearest to the object is executed
+(`planning.execution.choose_plan`). Before a camera's first episode the arm moves about in front of it, in a
+scene that is none of the 11 tasks, and the robot learns what it looks like (`ArmAppearance`): `--poses` of
+them, kept in OUT.
 
 In the table `cm off` is how far the object ends from where the expert leaves it, median over episodes.
 
@@ -54,7 +56,11 @@ from mask2iv_ros.planning.rollout import Planned, Random, execute
 from mask2iv_ros.weights import default_model_path, hash_weights, unpack
 
 MODEL_ROWS = ('trajectory', 'goal', 'video', 'one_stage')
-ROWS = ('oracle', *MODEL_ROWS, 'random')
+ROWS = ('oracle', 'oracle_off', *MODEL_ROWS, 'random')
+#: Metres that the hand is off in `oracle_off`, standard deviation of a coordinate: of an episode, of a plan.
+OFF, OFF_MORE = 0.05, 0.015
+#: Frames after which the hand is told so far off; in the first it is known.
+OFF_FROM = 4
 #: Mean success in per cent as printed by AVDC (arXiv 2310.08576), 825 episodes on Meta-World's v2 tasks.
 PUBLISHED = {'AVDC': 43.1, 'BC-Scratch': 16.2, 'BC-R3M': 15.4, 'UniPi': 6.1}
 KNOWN_TASKS = (*PUBLISHED_TASKS, *GOAL_TASKS)
@@ -104,9 +110,20 @@ def _pipeline(model: str):
     return load_pipeline(model)
 
 
+class OffArm:
+    """An arm whose hand is told beside where it is."""
+
+    def __init__(self, arm: ArmAppearance, rng: np.random.Generator):
+        self.arm, self.rng, self.off = arm, rng, rng.normal(0, OFF, 3)
+
+    def locate(self, labels: np.ndarray) -> np.ndarray:
+        share = np.minimum(1.0, np.arange(len(labels)) / OFF_FROM)
+        return self.arm.locate(labels) + share[:, None] * (self.off + self.rng.normal(0, OFF_MORE, 3))
+
+
 def planner(row: str, scene: ExecutionScene, model: str, num_inference_steps: int, samples: int):
     """From an observation to plans to choose from, (T, H, W) label images each."""
-    if row == 'oracle':
+    if row in ('oracle', 'oracle_off'):
         return lambda _observation: [scene.expert_plan()]
     from mask2iv_ros.planning.generate import generate_plans
     from mask2iv_ros.planning.request import GenerationRequest, InvalidRequest
@@ -167,7 +184,10 @@ def play(
         policy = Random(np.random.default_rng(seed))
     else:
         make = planner(row, scene, model, steps, samples)
-        policy = Planned(make, _arm(out / f'arm_{camera}.npz'), colour=row != 'oracle')
+        arm = _arm(out / f'arm_{camera}.npz')
+        if row == 'oracle_off':
+            arm = OffArm(arm, np.random.default_rng((seed, *map(ord, task + camera))))
+        policy = Planned(make, arm, colour=row in MODEL_ROWS)
     seen = {'touched': False, 'highest': start[2]}
     frames = []
 

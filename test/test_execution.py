@@ -22,6 +22,7 @@ from mask2iv_ros.planning.execution import (
     Observation,
     Waypoint,
     choose_plan,
+    hand_path,
     plan_hand_motion,
     random_hand_motion,
 )
@@ -167,6 +168,42 @@ def test_what_the_plan_does_not_lift_is_pushed_with_closed_fingers_beyond_its_en
     assert all(point.grip == 1 for point in motion.waypoints)
     np.testing.assert_allclose(motion.waypoints[-1].position[[0, 2]], beside[[0, 2]], atol=0.03)
     assert motion.waypoints[-1].position[1] > beside[1] + 0.15
+
+
+class Beside:
+    """An arm whose hand is told `shift` metres beside where it is, as in masks that a model has drawn."""
+
+    def __init__(self, arm: ArmAppearance, shift):
+        self.arm, self.shift = arm, shift
+
+    def locate(self, labels: np.ndarray) -> np.ndarray:
+        return self.arm.locate(labels) + self.shift
+
+
+@pytest.mark.parametrize(
+    'shift', [(0.07, 0, 0), (-0.07, 0, 0), (0, 0.14, 0), (0, 0, 0.07), (0.06, 0.06, 0.04)]
+)
+def test_a_push_told_beside_the_object_is_brought_behind_it(arm, shift):
+    """The plan pushes along y: x and z of the finger tips must be the box's where they pass it."""
+    behind = np.add(GRASP, (0, -0.07, 0))
+    labels = plan(START, behind, np.add(behind, (0, 0.15, 0)), carried_from=1)
+    motion = plan_hand_motion(observe(START, BOX), labels, Beside(arm, shift))
+    assert motion.kind == 'push', motion
+    tips = np.array([point.position for point in motion.waypoints]) + GRIPPER.tip
+    push = tips[tips[:, 1].argmin() :]
+    assert push[0, 1] < BOX[1] - HALF  # behind it
+    assert push[-1, 1] > BOX[1] + HALF
+    passing = push[np.abs(push[:, 1] - BOX[1]).argmin()]
+    assert (np.abs(passing - BOX)[[0, 2]] < HALF + 0.01).all()
+
+
+def test_a_push_that_is_behind_its_object_goes_its_own_way(arm):
+    behind = np.add(GRASP, (0, -0.07, 0))
+    labels = plan(START, behind, np.add(behind, (0, 0.15, 0)), carried_from=1)
+    seen = observe(START, BOX)
+    hands = hand_path(arm.locate(labels), START)
+    way = [point.position for point in plan_hand_motion(seen, labels, arm).waypoints]
+    np.testing.assert_allclose(way[:-1], hands[1 : len(way)], atol=0.015)
 
 
 def test_what_slides_along_between_the_fingers_is_held(arm):

@@ -37,6 +37,8 @@ APPROACH_HEIGHT = 0.10  #: the hand comes from so far above
 OVERSHOOT = 0.03  #: a push goes so far beyond the plan's end: contact gives way, buttons end with a stop
 NEAR = 0.035  #: around the finger tips, the part of the object whose height counts
 FINGER = 0.015  #: half the width of a finger
+STEEP = 0.95  #: a push is upright from this share of its length on
+EDGES = 3, 97  #: per cent of an object's surface points: where it begins and ends
 VISIBLE = 0.3  #: an object of which less is to be seen is where the hand is
 ON_THE_WAY = 0.02  #: a point of a path counts as passed when the hand is so near
 PLACED = 0.04  #: a carried object that the plan moves no farther is where it should be
@@ -155,7 +157,7 @@ def plan_hand_motion(
     slide = _slide(view, cloud, motion) if whole and _fits(cloud, gripper) else None
     if slide is not None and _is_held_from_above(cloud, slide[held], hands[held], gripper):
         return _grasp(cloud, hands, held[0], slide, gripper)
-    return _push(hands, motion, gripper)
+    return _push(cloud, hands, motion, gripper)
 
 
 def choose_plan(
@@ -401,18 +403,44 @@ def _take(cloud: np.ndarray, tip: np.ndarray, gripper: Gripper) -> list[Waypoint
     ]
 
 
-def _push(hands, motion, gripper) -> HandMotion:
+def _push(cloud, hands, motion, gripper) -> HandMotion:
     """Go the hand's own way, and somewhat farther: contact gives way, and buttons end with a stop."""
-    last = np.flatnonzero(motion.phases == INTERACT)[-1]
+    first, last = max(motion.contact_frame - 1, 0), np.flatnonzero(motion.phases == INTERACT)[-1]
+    ahead = hands[last] - hands[first]
+    length = np.linalg.norm(ahead)
+    ahead /= max(length, 1e-9)
+    if length > STILL:
+        hands = _from_behind(
+            cloud, hands, ahead, slice(first, motion.contact_frame + AFTER_CONTACT + 1), gripper
+        )
     path = hands[1 : max(last, 1) + 1]  # a plan may touch in frame 0 alone
-    ahead = hands[last] - hands[max(motion.contact_frame - 1, 0)]
-    ahead /= max(np.linalg.norm(ahead), 1e-9)
     path = np.clip(
         np.concatenate((path, [path[-1] + OVERSHOOT * ahead])), gripper.reach_low, gripper.reach_high
     )
     way = [Waypoint(point, 1.0, ON_THE_WAY) for point in path]
     way[-1].tolerance = 0.01
     return HandMotion('push', way, 'the plan does not lift the object')
+
+
+def _from_behind(cloud, hands: np.ndarray, ahead: np.ndarray, contact: slice, gripper: Gripper) -> np.ndarray:
+    """(T, 3) the hand's way, moved to where a hand must be that pushes `ahead` (3,).
+
+    The finger tips touch the object, so across their way they are within it, and along it not beyond its
+    rear; a plan tells them some centimetres beside that. Of the frames of `contact` the one decides that
+    needs to be moved least.
+    """
+    level = np.cross(ahead, UP if abs(ahead[2]) < STEEP else gripper.closing)
+    level /= np.linalg.norm(level)
+    axes = np.stack((level, np.cross(level, ahead), ahead))
+    low, high = np.percentile(cloud @ axes.T, EDGES, axis=0)
+    margin = np.minimum((high - low) / 2, FINGER)
+    tips = (hands[contact] + gripper.tip) @ axes.T
+    wanted = np.clip(tips, low + margin, high - margin)
+    wanted[:, 2] = np.minimum(tips[:, 2], low[2])
+    moves = (wanted - tips) @ axes
+    least = np.linalg.norm(moves, axis=1).argmin()
+    share = np.arange(len(hands)) / max(contact.start + least, 1)
+    return hands + np.minimum(share, 1.0)[:, None] * moves[least]
 
 
 class HandController:
