@@ -132,6 +132,19 @@ def test_quality_tables_are_those_of_the_result_file():
         assert ssim == pytest.approx(measured['ssim'], abs=0.0051)
 
 
+def test_the_benchmark_table_is_that_of_the_result_files():
+    splits = ('test', 'test_camera', 'test_tasks')
+    found = [read_result(f'simulated_quality/benchmark_{split}')['summary']['all clips'] for split in splits]
+    told = table('masks, IoU of object and robot')
+    rows = {'static (first mask repeated)': 'static', 'told the text': 'text', 'told the goal': 'goal'}
+    assert set(told) == set(rows)
+    for name, values in told.items():
+        measured = [
+            split[rows[name]][value]['mean'] for split in found for value in ('object_iou', 'actor_iou')
+        ]
+        assert values == pytest.approx(measured, abs=0.0051)
+
+
 def test_goals_are_followed_as_in_the_result_file():
     rows = read_result('goal_following')['rows']
     told, untold = (rows[row]['distance']['mean'] for row in ('mask', 'text'))
@@ -181,6 +194,7 @@ def test_executed_plans_are_those_of_the_result_file():
     told = table('plans from')
     names = {
         'true masks of the scripted expert': 'oracle',
+        'the same, the hand told 5 cm beside where they show it': 'oracle_off',
         'the embedded model, the best of six plans': 'trajectory',
         'a model of one stage that draws no masks, by the optical flow of its video': 'one_stage',
         'none: the object taken to a random place': 'random',
