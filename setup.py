@@ -51,6 +51,7 @@ setup(
         'pycocotools>=2.0.8',
         'pyyaml>=6',
         'safetensors>=0.4.3',
+        'scipy>=1.12',
         'torch>=2.11,<2.12',
         'torchmetrics>=1.4',
         'torchvision>=0.26,<0.27',
@@ -58,11 +59,11 @@ setup(
         'transformers>=5.5,<6',
     ],
     extras_require={
-        'sim': ['gymnasium>=1.1', 'metaworld==3.0.0', 'mujoco>=3.2,<3.13', 'scipy>=1.12'],
+        'sim': ['gymnasium>=1.1', 'metaworld==3.0.0', 'mujoco>=3.2,<3.13'],
         'ray': ['ray>=2.40'],
         'ros': ['rosbags>=0.11', 'rosbags-image>=0.10'],
         'train': ['peft>=0.17', 'tensorboard>=2.17'],
-        'test': ['pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.12', 'scipy>=1.12'],
+        'test': ['pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.12'],
     },
     entry_points={'console_scripts': ['mask2iv = mask2iv_ros.cli:main']},
 )

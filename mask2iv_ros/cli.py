@@ -117,6 +117,8 @@ def train_inverse_dynamics(args: argparse.Namespace) -> None:
     from mask2iv_ros.data.episodes import open_dataset
     from mask2iv_ros.training import inverse_dynamics as training
 
+    if args.model and not args.generate:
+        raise ValueError('--model: expected --generate, for which it draws; nothing else needs a model')
     options = training.InverseDynamicsOptions(
         steps=args.steps, chunk=args.chunk, sample_size=tuple(args.size), seed=args.seed
     )
@@ -175,9 +177,9 @@ def generate(args: argparse.Namespace) -> None:
     with contextlib.ExitStack() as opened:
         writer = None
         if args.export:  # before the work, so that a place that cannot be written is known at once
-            from mask2iv_ros.data.lerobot import LeRobotClipWriter, load_metadata
+            from mask2iv_ros.data.lerobot import LeRobotClipWriter, is_filled, load_metadata
 
-            if args.export.exists() and any(args.export.iterdir()):
+            if is_filled(args.export):
                 load_metadata(args.export)
             writer = opened.enter_context(LeRobotClipWriter(args.export))
         pipeline = load_pipeline(args.model, args.device, low_memory=args.low_memory)
@@ -232,20 +234,21 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def import_(args: argparse.Namespace) -> None:
-    from mask2iv_ros.data.episodes import open_dataset
+    from mask2iv_ros.data.episodes import open_dataset, options_identity
     from mask2iv_ros.data.transfer import copy_episodes
 
     options = reader_options(args)
     skipped = [] if args.skip_bad else None
     reader = open_dataset(args.source, **options)
-    count = copy_episodes(reader, args.out, args.cameras, args.depth, args.task, None, skipped, options)
+    told = options_identity(options)
+    count = copy_episodes(reader, args.out, args.cameras, args.depth, args.task, None, skipped, told)
     print(f'{args.out}: {count} episodes')
     for error in skipped or ():
         print(f'skipped: {error}', file=sys.stderr)
 
 
 def segment(args: argparse.Namespace) -> None:
-    from mask2iv_ros.data.episodes import open_dataset
+    from mask2iv_ros.data.episodes import open_dataset, options_identity
     from mask2iv_ros.data.masking import DatasetSegmenter, segment_dataset
 
     segmenter = DatasetSegmenter(
@@ -262,8 +265,11 @@ def segment(args: argparse.Namespace) -> None:
     options = reader_options(args)
     reader = open_dataset(args.source, **options)
     asked = ('detector', 'segmenter', 'actor', 'objects', 'masks', 'actor_masks', 'first_masks')
-    options |= {name: value and str(value) for name in asked if (value := getattr(args, name)) is not None}
-    count, rejected = segment_dataset(reader, args.out, segmenter, args.camera, skipped, options)
+    told = options_identity(options)
+    for name in asked:
+        if (value := getattr(args, name)) is not None:
+            told[name] = str(value.resolve() if isinstance(value, Path) else value)
+    count, rejected = segment_dataset(reader, args.out, segmenter, args.camera, skipped, told)
     print(f'{args.out}: {count} episodes with masks; look at {args.out}_review/')
     for reason in rejected:
         print(f'rejected: {reason}')
@@ -670,7 +676,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         'data',
         type=Path,
-        help='folder with datasets test, test_camera, test_tasks, as simulate makes; or a ' + SOURCE_HELP,
+        help='folder with datasets test, test_camera, test_tasks, as simulate makes; or a '
+        + SOURCE_HELP.replace('rosbag2 or ', 'or '),
     )
     sub.add_argument(
         '-o', '--out', type=Path, default=Path('evaluation'), help='folder; a stopped evaluation goes on'

@@ -11,7 +11,7 @@ venv=$root/.venv
 log=$root/log/setup.log
 started=$SECONDS
 
-exec 9<"$0"
+exec 9<scripts/setup.sh
 flock 9 # of two set-ups at a time the second waits, and then finds nothing to do
 
 die() {

@@ -551,7 +551,9 @@ def test_variants_of_variants_are_of_the_first_demonstrations_group(source, made
     assert {episode for episode, _ in order} == set(range(6))
     merge_datasets([read(source), read(made.out)], 'merged', tmp_path / 'merged')
     merged = open_dataset(tmp_path / 'merged')
-    assert [output.split_group(merged, index) for index in (3, 4)] == ['', 'source/0']
+    assert [merged.split_group(index) for index in (3, 4)] == ['', 'source/0']
+    with pytest.raises(ValueError, match='--hold-out: nobody knows which demonstration episode 0 shows'):
+        plan(merged, replace(job, hold_out=0.5))
 
 
 def test_the_group_is_known_where_lerobot_dropped_its_column(tmp_path):
@@ -559,7 +561,7 @@ def test_the_group_is_known_where_lerobot_dropped_its_column(tmp_path):
     job = Job(str(tmp_path / 'bridge'), variants=2)
     augment(job, tmp_path / 'out', lambda: (Tint(), None))
     delete_episodes(read(tmp_path / 'out'), [0], output_dir=tmp_path / 'less')
-    assert output.split_group(open_dataset(tmp_path / 'less'), 0) == 'bridge/0'
+    assert open_dataset(tmp_path / 'less').split_group(0) == 'bridge/0'
 
 
 def test_a_split_leaves_something_to_train_on(made):
@@ -1283,6 +1285,10 @@ def test_new_motions_refuse_what_changes_looks(source, tmp_path, capsys):
         (['--ungated', '--variants', '0'], 'variants: expected at least 1, got 0'),
         (['--ungated', '--seed', '-1'], 'seed: expected at least 0, got -1'),
         (['--ungated', '--include-source', '-1'], 'include_source: expected at least 0, got -1'),
+        (
+            ['--ungated', '--mode', 'new-motion', '--texts', 'push', '--goal-shift', '0.5'],
+            '--goal-shift: new texts have no goal that could be moved',
+        ),
         (['--ungated', '--workers', '2'], '--workers: one process does it all'),
         (['--ungated', '--executor', 'ray', '--workers', '0'], '--workers: expected at least 1, got 0'),
         (['--ungated', '--pictures', 'top=a.png', '--change', 'light'], '--change: given first frames'),

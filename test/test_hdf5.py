@@ -307,6 +307,8 @@ def test_jpeg_images_of_aloha_are_rgb(tmp_path, encode, standard):
     assert np.abs(clip.frames[:, 2:14, 15:30].astype(int) - expected[:, 2:14, 15:30]).max() < 12
     assert np.abs(clip.frames[:, 2:14, 2:8].astype(int) - expected[:, 2:14, 2:8]).max() < 12
     assert clip.source['sim'] is False
+    with pytest.raises(ValueError, match='standard_jpeg is for ALOHA/ACT files'):
+        open_hdf5(write_libero(tmp_path / 'wipe_demo.hdf5', {'demo_0': 2}), standard_jpeg=True)
 
 
 def test_jpeg_rows_may_have_their_own_lengths(tmp_path):

@@ -1,5 +1,6 @@
 """Promises of reading rosbag2 recordings: nothing from the future, nothing stale, masks of the very image."""
 
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -185,6 +186,132 @@ def test_compressed_images_are_read_and_lossy_masks_refused(tmp_path):
     assert np.abs(clip.frames.astype(int) - plain.frames).max() <= 2
     with pytest.raises(BadEpisode, match=r'/object: expected a mask without loss'):
         open_dataset(write_recording(tmp_path / 'jpeg', list(change('jpeg'))), contract=contract).read(0)
+
+
+def recompressed(change) -> list:
+    """Messages of a second, those of which `change(topic, pixels)` is a CompressedImage's (format, data)."""
+    kind = 'sensor_msgs/msg/CompressedImage'
+    found = []
+    for at, topic, its_kind, message in messages(1.0):
+        if its_kind == 'sensor_msgs/msg/Image' and (made := change(topic, message)):
+            message, its_kind = TYPES[kind](header=message.header, format=made[0], data=made[1]), kind
+        found.append((at, topic, its_kind, message))
+    return found
+
+
+def png(pixels: np.ndarray, header: bytes = b'') -> np.ndarray:
+    return np.frombuffer(header + cv2.imencode('.png', pixels)[1].tobytes(), np.uint8)
+
+
+def pixels_of(message) -> np.ndarray:
+    dtype = np.uint16 if message.encoding == '16UC1' else np.uint8
+    return np.asarray(message.data).view(dtype).reshape(HEIGHT, WIDTH, -1)
+
+
+def test_compressed_masks_of_16_bits_keep_small_ids(tmp_path):
+    def change(topic, message):
+        if topic in ('/object', '/actor'):
+            ids = (pixels_of(message) > 0).astype(np.uint16) * (1 if topic == '/object' else 255)
+            return 'mono16; png compressed ', png(ids)
+
+    contract = write_contract(tmp_path)
+    clip = open_dataset(write_recording(tmp_path / 'ids', recompressed(change)), contract=contract).read(0)
+    plain = open_dataset(write_recording(tmp_path / 'plain', messages(1.0)), contract=contract).read(0)
+    assert np.array_equal(clip.labels, plain.labels)
+
+
+@pytest.mark.parametrize(
+    'form', ['16UC1; png compressed ', '16UC1; compressedDepth png', '32FC1; compressedDepth']
+)
+def test_compressed_depth_is_read(tmp_path, form):
+    a, b = 20.0, -5.0
+
+    def change(topic, message):
+        if topic == '/depth':
+            millimetres = pixels_of(message)[..., 0].copy()
+            millimetres[0, 1] = 0  # unknown
+            header = struct.pack('<iff', 0, a, b) if 'compressedDepth' in form else b''
+            if form.startswith('32FC1'):
+                known = millimetres > 0
+                inverse = np.where(known, a / np.maximum(millimetres / 1000, 0.1) + b, 0)
+                return form, png(inverse.round().astype(np.uint16), header)
+            return form, png(millimetres, header)
+
+    contract = write_contract(tmp_path)
+    clip = open_dataset(write_recording(tmp_path / 'bag', recompressed(change)), contract=contract).read(0)
+    plain = open_dataset(write_recording(tmp_path / 'plain', messages(1.0)), contract=contract).read(0)
+    tolerance = 0.01 if form.startswith('32FC1') else 1e-6  # its steps are that wide here
+    np.testing.assert_allclose(clip.depth[:, 1:], plain.depth[:, 1:], atol=tolerance)
+    assert not clip.depth[:, 0, 1].any()
+
+
+def test_depth_that_cannot_be_read_is_a_bad_episode(tmp_path):
+    def change(topic, message):
+        return ('16UC1; compressedDepth rvl', np.arange(50, dtype=np.uint8)) if topic == '/depth' else None
+
+    recording = write_recording(tmp_path / 'bag', recompressed(change))
+    with pytest.raises(BadEpisode, match=r'/depth: 50 bytes of .*rvl.* are no picture'):
+        open_dataset(recording, contract=write_contract(tmp_path)).read(0)
+
+
+def with_joints(*names: str):
+    """Messages of a second, joints named in turn by each of `names`, such as 'ab'."""
+    found, count = [], 0
+    for at, topic, kind, message in messages(1.0):
+        if topic == '/joints':
+            order = names[count % len(names)]
+            count += 1
+            message = replace(
+                message, name=list(order), position=np.array([float(ord(name)) for name in order])
+            )
+        found.append((at, topic, kind, message))
+    return found
+
+
+def test_joints_are_in_the_order_of_the_first_recording(tmp_path):
+    write_recording(tmp_path / 'bags' / '1', with_joints('ba'))
+    write_recording(tmp_path / 'bags' / '2', with_joints('ab', 'ba', 'ba'))
+    reader = open_dataset(tmp_path / 'bags', contract=write_contract(tmp_path))
+    for index in (1, 0):
+        assert (reader.read(index).states == [ord('b'), ord('a')]).all()
+    both_arms = write_recording(tmp_path / 'both', with_joints('ab', 'ab', 'cd'))
+    with pytest.raises(BadEpisode, match='/joints:position: expected the joints a, b, got c, d; what moves'):
+        open_dataset(both_arms, contract=write_contract(tmp_path)).read(0)
+
+
+def test_a_killed_recording_is_told_and_recordings_grow_in_natural_order(tmp_path, capsys):
+    bags, out = tmp_path / 'bags', tmp_path / 'out'
+    for name in ('bag_2', 'bag_9'):
+        write_recording(bags / name, messages(1.0))
+    contract = write_contract(tmp_path)
+    command = ['import', str(bags), str(out), '--contract', str(contract)]
+    assert main(command) == 0
+    write_recording(bags / 'bag_10', messages(1.0))
+    write_recording(bags / 'bag_11', messages(1.0))
+    (bags / 'bag_11' / 'metadata.yaml').unlink()
+    assert main(command) == 1
+    assert 'bag_11: has no metadata.yaml' in capsys.readouterr().err
+    assert main([*command, '--skip-bad']) == 0
+    assert 'skipped: ' in capsys.readouterr().err
+    copy = open_dataset(out)
+    assert [copy.source(i)['copied_from']['episode'] for i in range(len(copy))] == [
+        'bag_2',
+        'bag_9',
+        'bag_10',
+    ]
+
+
+def test_an_import_goes_on_by_what_the_contract_says(tmp_path, capsys):
+    bag, out = write_recording(tmp_path / 'bags' / '1', messages(1.0)), tmp_path / 'out'
+    contract = write_contract(tmp_path)
+    assert main(['import', str(bag.parent), str(out), '--contract', str(contract)]) == 0
+    moved = contract.rename(tmp_path / 'moved.yaml')
+    write_recording(tmp_path / 'bags' / '2', messages(1.0))
+    assert main(['import', str(bag.parent), str(out), '--contract', str(moved)]) == 0
+    assert len(open_dataset(out)) == 2
+    edited = write_contract(tmp_path, actions=['/command:data'])
+    assert main(['import', str(bag.parent), str(out), '--contract', str(edited)]) == 1
+    assert 'made with other options' in capsys.readouterr().err
 
 
 def test_a_folder_of_recordings_becomes_a_lerobot_dataset(tmp_path):

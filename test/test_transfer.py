@@ -74,6 +74,26 @@ def test_a_stopped_import_is_continued(tmp_path, capsys):
     assert len(open_dataset(tmp_path / 'copy')) == 3
 
 
+def test_an_import_does_not_go_on_where_episodes_came_before_its_last(tmp_path, capsys):
+    root, out = tmp_path / 'bridge', tmp_path / 'copy'
+    for name in ('traj1', 'traj3'):
+        write_trajectory(root, name, images=4)
+    command = ['import', str(root), str(out), '--task', 'wipe']
+    assert main(command) == 0
+    write_trajectory(root, 'traj2', images=4)
+    assert main(command) == 1
+    told = capsys.readouterr().err
+    assert all(part in told for part in ("traj3', episode 1 of", "traj2'", 'Write elsewhere'))
+    assert len(open_dataset(out)) == 2
+
+
+def test_an_empty_folder_is_as_good_as_none(tmp_path):
+    write(tmp_path / 'data', full_clip(0))
+    (tmp_path / 'copy').mkdir()
+    assert main(['import', str(tmp_path / 'data'), str(tmp_path / 'copy')]) == 0
+    assert len(open_dataset(tmp_path / 'copy')) == 1
+
+
 def test_a_continued_import_keeps_the_cameras_of_its_first_episode(tmp_path):
     root = tmp_path / 'bridge'
     write_trajectory(root, 'traj0', images=4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jinja2
 
 from mask2iv_ros.augmentation import output
-from mask2iv_ros.data.lerobot import SOURCE_KEY
+from mask2iv_ros.data.lerobot import GROUP_KEY, SOURCE_KEY
 
 TEMPLATE = """\
 ---
@@ -122,6 +122,6 @@ def dataset_card(account: dict, form: output.OutputFormat) -> str:
         mode_key=output.MODE_KEY,
         episode_key=output.SOURCE_EPISODE_KEY,
         variant_key=output.VARIANT_KEY,
-        group_key=output.GROUP_KEY,
+        group_key=GROUP_KEY,
         source_key=SOURCE_KEY,
     )

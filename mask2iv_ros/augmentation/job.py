@@ -17,7 +17,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 
 from tqdm import tqdm
@@ -27,8 +26,8 @@ from mask2iv_ros.augmentation import output
 from mask2iv_ros.augmentation.card import dataset_card
 from mask2iv_ros.augmentation.executors import EXECUTORS
 from mask2iv_ros.augmentation.worker import Build, Job, Outcome, Worker, failed, part_name, write_json
-from mask2iv_ros.data.episodes import BadEpisode, EpisodeReader, files_id, open_dataset
-from mask2iv_ros.data.lerobot import load_metadata, locked, system_error
+from mask2iv_ros.data.episodes import BadEpisode, EpisodeReader, files_id, open_dataset, options_identity
+from mask2iv_ros.data.lerobot import is_filled, load_metadata, locked, system_error
 
 #: Episodes in a row that find the disk full, or the GPU in error, before the job stops: all others would.
 PATIENCE = 3
@@ -91,14 +90,13 @@ def augment(
     identity = {
         **asdict(job),
         'source': source.name,
+        'options': options_identity(job.options),
         'source_content': {'episodes': len(reader), 'files': files_id(reader.path)},
         'thresholds': _facts(thresholds),
         'parts': output.PARTS_VERSION,
     }
-    if contract := job.options.get('contract'):  # what it says counts, not where it lies
-        identity['options'] = {**job.options, 'contract': sha256(Path(contract).read_bytes()).hexdigest()}
     identity = json.loads(json.dumps(identity))
-    if out.exists() and any(out.iterdir()):
+    if is_filled(out):
         sidecar = out / output.SIDECAR
         account = json.loads(sidecar.read_text()) if sidecar.is_file() else {}
         if 'identity' not in account:
@@ -158,16 +156,25 @@ def plan(reader: EpisodeReader, job: Job) -> tuple[list[tuple[int, int]], set[in
 
     Returns:
         (episode, variant) of each, in the order of the output; held-out episodes; unreadable episodes.
+
+    Raises:
+        ValueError: episodes shall be held out, and of some their demonstration is not known.
     """
     tasks, groups, unreadable = {}, {}, []
     for index in range(len(reader)):
         try:
             task = reader.episode(index).task
-            group = output.split_group(reader, index) if job.hold_out else ''
+            group = reader.split_group(index) if job.hold_out else str(index)
         except BadEpisode as error:
             unreadable.append(failed(error, index, 0))
         else:
-            tasks[index], groups[index] = task, group or f'episode {index}'
+            tasks[index], groups[index] = task, group
+    if lost := [index for index, group in groups.items() if not group]:
+        raise ValueError(
+            f'{reader.path}: --hold-out: nobody knows which demonstration episode {lost[0]} shows, as after '
+            'a merge of what was augmented with what was not; leave --hold-out away, or augment the source '
+            'with --include-source'
+        )
     held = output.last_groups(tasks.values(), groups.values(), job.hold_out)
     held_out = {index for index, group in groups.items() if group in held}
     order = []

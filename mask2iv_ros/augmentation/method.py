@@ -57,6 +57,11 @@ def check_options(args: argparse.Namespace) -> None:
             args.pictures,
             'given first frames have no looks that could be repainted',
         ),
+        (
+            given('goal_shift'),
+            args.texts,
+            'new texts have no goal that could be moved',
+        ),
         (given('workers'), args.executor != 'ray', 'one process does it all; say --executor ray'),
     ):
         if ignored and when:

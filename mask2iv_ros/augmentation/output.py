@@ -32,8 +32,6 @@ from mask2iv_ros.data.transfer import whole_rate
 
 SIDECAR = 'meta/mask2iv_augmentation.json'
 
-#: Per-episode column: episodes of one group show one recorded demonstration, so a split keeps them together.
-GROUP_KEY = 'split_group'
 MODE_KEY = 'augmentation/mode'
 SOURCE_EPISODE_KEY = 'augmentation/source_episode'
 VARIANT_KEY = 'augmentation/variant'
@@ -359,7 +357,7 @@ def _finish_episode_table(root: Path, record: dict) -> None:
     (path,) = root.glob('meta/episodes/**/*.parquet')
     table = pq.read_table(path)
     for key, value in {
-        GROUP_KEY: record['split_group'],
+        lr.GROUP_KEY: record['split_group'],
         MODE_KEY: record['mode'],
         SOURCE_EPISODE_KEY: record['source_episode'],
         VARIANT_KEY: record['variant'],
@@ -560,19 +558,6 @@ def safe_eval_split(tasks: Sequence[str], held_out: Iterable[bool]) -> float:
     return split / 1e4
 
 
-def split_group(reader: EpisodeReader, index: int) -> str:
-    """Name of the demonstration that an episode shows, for `GROUP_KEY`.
-
-    An augmented source knows it already. '' where it has lost it: in a merge with what was not augmented.
-    """
-    if isinstance(reader, LeRobotReader):
-        if GROUP_KEY in reader.meta.episodes.column_names:
-            return reader.meta.episodes[GROUP_KEY][index] or ''
-        if group := reader.source(index).get('augmentation', {}).get('split_group'):
-            return group
-    return f'{reader.path.name}/{index}'
-
-
 def last_groups(tasks: Iterable[str], groups: Iterable[str], fraction: float) -> set[str]:
     """The last `fraction` of each task's groups, rounded up, but never all of them.
 
@@ -609,10 +594,10 @@ def grouped_split(root: str | Path, fraction: float) -> dict[str, list[int]]:
     if not 0 < fraction < 1:
         raise ValueError(f'fraction: expected a number between 0 and 1, got {fraction}')
     episodes = lr.load_metadata(root).episodes
-    groups = episodes[GROUP_KEY][:] if GROUP_KEY in episodes.column_names else [None] * len(episodes)
+    groups = episodes[lr.GROUP_KEY][:] if lr.GROUP_KEY in episodes.column_names else [None] * len(episodes)
     if missing := [i for i, group in enumerate(groups) if not group]:
         raise ValueError(
-            f'{root}: episodes {missing[0]} to {missing[-1]} have no {GROUP_KEY}; augment with '
+            f'{root}: episodes {missing[0]} to {missing[-1]} have no {lr.GROUP_KEY}; augment with '
             '--include-source TIMES instead of merging, and split before other tools of LeRobot change it'
         )
     held = last_groups([tasks[0] if tasks else '' for tasks in episodes['tasks'][:]], groups, fraction)

@@ -225,7 +225,7 @@ class Worker:
             'source_dataset': dataset,
             'source_episode': episode,
             'source_name': name,
-            'split_group': output.split_group(self.reader, episode),
+            'split_group': self.reader.split_group(episode),
             'mode': self.job.mode if variant else output.AS_RECORDED,
             'variant': variant,
         }

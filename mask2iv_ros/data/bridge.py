@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 
 from mask2iv_ros.clip import InteractionClip
-from mask2iv_ros.data.episodes import BadEpisode, Episode, EpisodeReader, UnknownLayout
+from mask2iv_ros.data.episodes import BadEpisode, Episode, EpisodeReader, UnknownLayout, natural_order
 from mask2iv_ros.data.images import read_image, stack_images
 from mask2iv_ros.data.pickles import read_pickle
 from mask2iv_ros.labels import ACTOR, BACKGROUND, OBJECT
@@ -244,11 +244,6 @@ def find_trajectories(path: Path, masks: Path) -> list[Trajectory]:
             names[:] = [name for name in names if 'lmdb' not in name]
     folders.sort(key=lambda folder: natural_order(str(folder.relative_to(path))))
     return [Trajectory(folder, masks / folder.relative_to(path) / 'masks') for folder in folders]
-
-
-def natural_order(text: str) -> list:
-    """Sort key that puts 'traj2' before 'traj10'."""
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r'(\d+)', text))]
 
 
 def _table(path: Path, what: str, rows, length: int) -> np.ndarray:

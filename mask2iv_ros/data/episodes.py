@@ -10,12 +10,15 @@ import errno
 import hashlib
 import inspect
 import os
+import re
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from mask2iv_ros.clip import InteractionClip
 
@@ -67,6 +70,21 @@ def files_id(path: Path, without: Iterable[Path] = ()) -> str:
     return digest.hexdigest()
 
 
+def options_identity(options: Mapping[str, object]) -> dict:
+    """Options of a reader, JSON-serialisable, by which a job knows that it goes on.
+
+    Of a contract counts what it says, not where it lies.
+    """
+    if contract := options.get('contract'):
+        return {**options, 'contract': hashlib.sha256(Path(contract).read_bytes()).hexdigest()}
+    return dict(options)
+
+
+def natural_order(text: str) -> list:
+    """Sort key that puts 'traj2' before 'traj10'."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r'(\d+)', text))]
+
+
 class EpisodeReader(ABC):
     """Lazy access to the episodes of one dataset. Subclasses fill in `__len__`, `episode` and `_read`.
 
@@ -92,6 +110,13 @@ class EpisodeReader(ABC):
 
         `clip.fps` and `clip.source` are set by `read`; a reader may put more keys into `source`.
         """
+
+    def split_group(self, index: int) -> str:
+        """Name of the demonstration that an episode shows; '' where that is lost.
+
+        Episodes that were made of one another have one name, and belong on one side of any split.
+        """
+        return f'{self.path.name}/{index}'
 
     def read(
         self, index: int, frames: Sequence[int] | None = None, camera: str | None = None
@@ -127,7 +152,7 @@ class EpisodeReader(ABC):
             clip = self._read(index, episode, wanted, camera)
         except BadEpisode:
             raise
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError) as error:
             raise BadEpisode(f'{self.path}: episode {episode.name}: {error}') from error
         for name in ('actions', 'states'):
             values = getattr(clip, name)
@@ -162,12 +187,46 @@ class Subset(EpisodeReader):
     def episode(self, index: int) -> Episode:
         return self.reader.episode(self.episodes[index])
 
+    def split_group(self, index: int) -> str:
+        return self.reader.split_group(self.episodes[index])
+
     def _read(self, index: int, episode: Episode, frames: np.ndarray, camera: str) -> InteractionClip:
         return self.reader._read(self.episodes[index], episode, frames, camera)
 
 
-#: One of so many episodes of a dataset that has no splits is for tests, beginning with the first.
+#: One of so many demonstrations of a dataset that has no splits is for tests, beginning with the first.
 TEST_PERIOD = 10
+
+
+def demonstrations(reader: EpisodeReader, episodes: Iterable[int] | None = None) -> list[list[int]]:
+    """Episodes (None: all) by the demonstration that they show, in the order of their first ones.
+
+    An episode of which that is not known, or that is damaged, is taken for one of its own.
+    """
+    groups: dict[str | int, list[int]] = {}
+    lost = 0
+    for index in range(len(reader)) if episodes is None else episodes:
+        try:
+            group = reader.split_group(index)
+            lost += not group
+        except BadEpisode:
+            group = ''
+        groups.setdefault(group or index, []).append(index)
+    if lost:
+        tqdm.write(
+            f'{reader.path}: nobody knows which demonstration {lost} episodes show, as after a merge with '
+            'what was augmented; what was made of them may be on the other side of the split',
+            file=sys.stderr,
+        )
+    return list(groups.values())
+
+
+def split_episodes(reader: EpisodeReader) -> tuple[list[int], list[int]]:
+    """Episodes to train on, and episodes to test on: those of one of `TEST_PERIOD` demonstrations."""
+    groups = demonstrations(reader)
+    tests = {index for group in groups[::TEST_PERIOD] for index in group}
+    return [index for index in range(len(reader)) if index not in tests], sorted(tests)
+
 
 #: Chooses frames of an episode: one index array for each clip wanted (see `mask2iv_ros.data.sampling`).
 Sampler = Callable[[Episode], Iterable[Sequence[int] | None]]
@@ -197,7 +256,7 @@ def open_dataset(path: str | Path, **options) -> EpisodeReader:
     from mask2iv_ros.data.hoi4d import HOI4DReader
     from mask2iv_ros.data.lerobot_reader import LeRobotReader
     from mask2iv_ros.data.paper_benchmarks import BenchmarkReader
-    from mask2iv_ros.data.rosbag import METADATA, RosbagReader
+    from mask2iv_ros.data.rosbag import RosbagReader, recordings
 
     path = Path(path)
     if not path.exists():
@@ -208,7 +267,7 @@ def open_dataset(path: str | Path, **options) -> EpisodeReader:
         if 'split' not in options:
             raise ValueError(f'{path}: is a prepared benchmark; say which split (train, val or test)')
         readers = [BenchmarkReader]
-    elif path.is_dir() and ((path / METADATA).is_file() or any(path.glob(f'*/{METADATA}'))):
+    elif recordings(path):
         if 'contract' not in options:
             raise ValueError(f'{path}: is a rosbag2 recording; say what its topics are (contract)')
         readers = [RosbagReader]

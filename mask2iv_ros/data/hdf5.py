@@ -32,7 +32,7 @@ import cv2
 import numpy as np
 
 from mask2iv_ros.clip import Camera, InteractionClip
-from mask2iv_ros.data.episodes import BadEpisode, Episode, EpisodeReader, UnknownLayout
+from mask2iv_ros.data.episodes import BadEpisode, Episode, EpisodeReader, UnknownLayout, natural_order
 
 #: How images lie in a file, and the (row, column) steps that put them right. 'opengl' has the bottom row
 #: first, so it is a mirror image: turned by 180 degrees, as OpenVLA does, it is upright, but left and right
@@ -84,6 +84,8 @@ def open_hdf5(
         if split is not None:
             raise ValueError(f'{path}: split {split!r}: ALOHA/ACT files have no splits')
         return AlohaReader(path, files, orientation, standard_jpeg)
+    if standard_jpeg:
+        raise ValueError(f'{path}: standard_jpeg is for ALOHA/ACT files, whose images are JPEGs')
     return kind(path, files, orientation, split)
 
 
@@ -335,7 +337,7 @@ def _find_files(path: Path) -> list[Path]:
     if not visible:
         found = ', '.join(sorted(item.name for item in path.iterdir())[:10]) or 'nothing'
         raise UnknownLayout(f'{path}: expected .hdf5 or .h5 files, found {found}')
-    return [path / name for name in sorted(visible, key=lambda name: _natural(name.as_posix()))]
+    return [path / name for name in sorted(visible, key=lambda name: natural_order(name.as_posix()))]
 
 
 def _recognise(path: Path, files: list[Path]) -> type[_Hdf5Reader]:
@@ -380,13 +382,13 @@ def _list_demos(file: Path, split: str | None) -> list[str]:
                 raise ValueError(f'{file}: no split {split!r}; there are {list(opened.get("mask", ()))}')
     except (OSError, RuntimeError, KeyError, AttributeError):
         return ['data']  # opening this as an episode raises what is wrong
-    return [f'data/{name}' for name in sorted(names, key=_natural)]
+    return [f'data/{name}' for name in sorted(names, key=natural_order)]
 
 
 def _demo_names(data) -> list[str]:
     import h5py
 
-    return sorted((name for name in data if data.get(name, getclass=True) is h5py.Group), key=_natural)
+    return sorted((name for name in data if data.get(name, getclass=True) is h5py.Group), key=natural_order)
 
 
 def _datasets(group, path: str) -> list[tuple]:
@@ -394,11 +396,6 @@ def _datasets(group, path: str) -> list[tuple]:
 
     inside = group[path].items() if path in group else ()
     return [(name, item) for name, item in inside if isinstance(item, h5py.Dataset)]
-
-
-def _natural(name: str) -> list:
-    """Sort key under which demo_2 comes before demo_10."""
-    return [(int(part), '') if part.isdecimal() else (-1, part) for part in re.split(r'(\d+)', name)]
 
 
 def _is_image(dataset) -> bool:

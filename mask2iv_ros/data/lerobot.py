@@ -43,6 +43,7 @@ GOAL_POINT_KEY = 'annotation.goal_point'
 CONTACT_KEY = 'annotation.contact'
 TIME_KEY = 'annotation.frame_time'
 SOURCE_KEY = 'annotation.source'
+GROUP_KEY = 'split_group'  #: of an episode: see `EpisodeReader.split_group`
 
 MIN_SIDE = 32  #: pixels; the AV1 encoder kills the process on smaller pictures
 CRF = 18  #: video quality; LeRobot's 30 blurs fingers and thin tools
@@ -190,6 +191,11 @@ def _encode_camera(camera: Camera | None) -> str:
     )
 
 
+def is_filled(folder: Path) -> bool:
+    """Whether there is something in it; an empty folder is as good as none."""
+    return folder.exists() and any(folder.iterdir())
+
+
 @contextlib.contextmanager
 def locked(file: Path, told: str) -> Iterator[None]:
     """Hold the lock `file`. Raises BlockingIOError 'another process `told`' if another process does."""
@@ -298,7 +304,7 @@ class LeRobotClipWriter:
         from lerobot.datasets import LeRobotDataset
 
         self._staged_frames = 0
-        if self.root.exists() and any(self.root.iterdir()):
+        if is_filled(self.root):
             meta = load_metadata(self.root)
             self._check(views, meta)
             if not self._checked:

@@ -82,6 +82,14 @@ class LeRobotReader(EpisodeReader):
         texts = self.rows(index, [lr.SOURCE_KEY])[lr.SOURCE_KEY]
         return json.loads(texts[0].as_py() or '{}')
 
+    def split_group(self, index: int) -> str:
+        """See `EpisodeReader`: lost where what was augmented was merged with what was not."""
+        if lr.GROUP_KEY in self.meta.episodes.column_names:
+            return self.meta.episodes[lr.GROUP_KEY][index] or ''
+        if group := self.source(index).get('augmentation', {}).get(lr.GROUP_KEY):
+            return group
+        return super().split_group(index)
+
     def _read(self, index: int, episode: Episode, frames: np.ndarray, camera: str) -> InteractionClip:
         video_key, depth_key = self.video_keys[camera], lr.DEPTH_KEY.format(camera)
         masks_key, goal_key, camera_key = (

@@ -231,7 +231,7 @@ class _MaskedCopy:
         with lr.locked(self.drawn / 'lock', f'segments into {self.out}'):
             self._recover()
             made = json.loads(self._sidecar.read_text()) if self._sidecar.is_file() else {}
-            if self.out.is_dir() and any(self.out.iterdir()):
+            if lr.is_filled(self.out):
                 check_origin(self.out, made, self.job)
             now = {**self.job, 'files': self._files()}
             if {**made, **now} == made and not made['bad']:

@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mask2iv_ros.clip import Camera, InteractionClip
-from mask2iv_ros.data.lerobot import VIDEO_KEY, LeRobotClipWriter
+from mask2iv_ros.data.lerobot import VIDEO_KEY, LeRobotClipWriter, is_filled
 from mask2iv_ros.data.lerobot_reader import LeRobotReader
 from mask2iv_ros.data.metaworld_tasks import (
     FIXED_VIEWS,
@@ -657,7 +657,7 @@ def simulate(
     drawn |= {'stride': stride, 'camera_jitter': camera_jitter, 'late_starts': late_starts}
     options |= drawn
     with LeRobotClipWriter(root, depth=depth, robot_type='sawyer') as writer:
-        done = _sources(root, cameras, (height, width), depth) if root.exists() else []
+        done = _sources(root, cameras, (height, width), depth) if is_filled(root) else []
         for source, (task, index) in zip(done, plan, strict=False):
             if (source['task'], source['seed'] % RETRY_STRIDE) != (task, index):
                 raise ValueError(

@@ -18,22 +18,49 @@ import numpy as np
 import yaml
 
 from mask2iv_ros.clip import Camera, InteractionClip
-from mask2iv_ros.data.episodes import BadEpisode, Episode, EpisodeReader, UnknownLayout
-from mask2iv_ros.image_messages import read_colour, read_depth, read_intrinsics, read_mask, read_stamp
+from mask2iv_ros.data.episodes import BadEpisode, Episode, EpisodeReader, UnknownLayout, natural_order
+from mask2iv_ros.image_messages import (
+    read_colour,
+    read_depth,
+    read_intrinsics,
+    read_mask,
+    read_stamp,
+)
 from mask2iv_ros.labels import combine_masks
 
 METADATA = 'metadata.yaml'
+STORAGE = '*.db3*', '*.mcap*'  #: files of messages, perhaps compressed
+DEPTH_HEADER = 12  #: bytes before the PNG of compressed_depth_image_transport: int32, float32 a, float32 b
+
+
+def recordings(path: Path) -> list[Path]:
+    """The recording at `path`, or those in it, in natural order of their names.
+
+    One that was killed has no `METADATA`; it is among them.
+    """
+
+    def is_one(folder: Path) -> bool:
+        return (folder / METADATA).is_file() or any(any(folder.glob(kind)) for kind in STORAGE)
+
+    if not path.is_dir() or is_one(path):
+        return [path] * path.is_dir()
+    found = [folder for folder in path.iterdir() if folder.is_dir() and is_one(folder)]
+    return sorted(found, key=lambda folder: natural_order(folder.name))
 
 
 @dataclass(frozen=True)
 class CameraTopics:
-    """Topics of one camera; '' for what it does not have. `image` and masks may be compressed ones."""
+    """Topics of one camera; '' for what it does not have. `image`, masks and depth may be compressed ones.
+
+    `rectified`: the images are, so that the camera is that of P, without distortion.
+    """
 
     image: str
     object_mask: str = ''
     actor_mask: str = ''
     depth: str = ''
     camera_info: str = ''
+    rectified: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,12 +198,17 @@ def _nearest(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 def build_clip(
     contract: Contract, camera: str, timeline: Timeline, messages: Mapping[str, Mapping[int, object]],
-    frames: np.ndarray,
+    frames: np.ndarray, joints: dict[str, list[str]],
 ) -> InteractionClip:  # fmt: skip
     """The clip that `camera` saw, of `frames` of a timeline.
 
     Args:
         messages: by topic, of each index in `timeline.picked` the message; depth may be left out.
+        joints: by topic, the order in which the joints of `sensor_msgs/JointState` are wanted; a topic that
+            is not there gets that of its first message.
+
+    Raises:
+        ValueError: messages that are not what the contract says, or of other joints.
     """
     topics = contract.cameras[camera]
 
@@ -190,7 +222,7 @@ def build_clip(
         for name in names:
             topic, _, path = name.partition(':')
             try:
-                values = [attrgetter(path)(message) for message in picked(topic)]
+                values = [_numbers(message, path, joints, topic) for message in picked(topic)]
                 columns.append(np.stack([np.atleast_1d(value) for value in values]).astype(np.float32))
             except (
                 AttributeError,
@@ -207,11 +239,11 @@ def build_clip(
         if topics.actor_mask:
             actors = np.stack([_mask(message, topics.actor_mask) for message in picked(topics.actor_mask)])
         labels = combine_masks(masks, actors)
-    depth = intrinsics = None
+    depth, calibration = None, {}
     if topics.depth in messages:
-        depth = np.stack([read_depth(message, topics.depth) for message in picked(topics.depth)])
+        depth = np.stack([_depth(message, topics.depth) for message in picked(topics.depth)])
     if topics.camera_info:
-        intrinsics = read_intrinsics(messages[topics.camera_info][0])
+        calibration = _calibration(messages[topics.camera_info][0], topics.rectified)
     return InteractionClip(
         frames=np.stack([_colour(message, topics.image) for message in picked(topics.image)]),
         labels=labels,
@@ -222,12 +254,35 @@ def build_clip(
         actions=numbers(contract.actions),
         states=numbers(contract.states),
         depth=depth,
-        camera=None if intrinsics is None else Camera(intrinsics),
+        camera=calibration.get('camera'),
         source={
             'frame_times': timeline.times[frames].tolist(),
             'frames_dropped': dict(timeline.dropped),
+            **{name: told for name, told in calibration.items() if name != 'camera'},
         },
     )
+
+
+def _calibration(message, rectified: bool) -> dict:
+    """The 'camera', or why there is 'no_camera': datasets have no place for lens distortion."""
+    if np.any(message.d) and not rectified:
+        return {'no_camera': f'lens distortion ({message.distortion_model}), and images are not rectified'}
+    intrinsics = read_intrinsics(message, rectified)
+    return {'no_camera': 'not calibrated'} if intrinsics is None else {'camera': Camera(intrinsics)}
+
+
+def _numbers(message, path: str, joints: dict[str, list[str]], topic: str):
+    """A field of a message; where joints have names, in the order of `joints[topic]`."""
+    values, names = attrgetter(path)(message), getattr(message, 'name', ())
+    if isinstance(names, str) or not len(names) or np.shape(values) != (len(names),):
+        return values
+    order = joints.setdefault(topic, list(names))
+    if sorted(order) != sorted(names):
+        raise ValueError(
+            f'expected the joints {", ".join(order)}, got {", ".join(names)}; what moves several arms '
+            'needs a topic for each'
+        )
+    return np.asarray(values)[[names.index(name) for name in order]]
 
 
 def _colour(message, name: str) -> np.ndarray:
@@ -241,18 +296,43 @@ def _mask(message, name: str) -> np.ndarray:
         return read_mask(message, name)
     if 'jp' in message.format.lower().split(';')[-1]:
         raise ValueError(f'{name}: expected a mask without loss, got {message.format!r}')
-    return _decompressed(message, name, cv2.IMREAD_GRAYSCALE) > 0
+    pixels = _decompressed(message, name, cv2.IMREAD_UNCHANGED)  # 16 bits stay 16 bits
+    return pixels[..., :3].any(axis=-1) if pixels.ndim == 3 else pixels != 0
 
 
-def _decompressed(message, name: str, how: int) -> np.ndarray:
-    image = cv2.imdecode(np.frombuffer(message.data, np.uint8), how)
+def _depth(message, name: str) -> np.ndarray:
+    """See `read_depth`; also PNGs of compressed_image_transport and compressed_depth_image_transport.
+
+    The latter stores 32FC1 as v = a / depth + b, 0 where unknown, with a and b in its header.
+    """
+    if hasattr(message, 'encoding'):
+        return read_depth(message, name)
+    encoding, _, kind = message.format.partition(';')
+    skipped = DEPTH_HEADER if 'compressedDepth' in kind else 0
+    pixels = _decompressed(message, name, cv2.IMREAD_UNCHANGED, skipped)
+    if pixels.dtype != np.uint16 or pixels.ndim != 2:
+        raise ValueError(f'{name}: expected depth of 16 bits, got {pixels.dtype} of shape {pixels.shape}')
+    if encoding.strip() != '32FC1':
+        return pixels.astype(np.float32) * np.float32(0.001)
+    if not skipped:
+        raise ValueError(f'{name}: {message.format!r} does not say which depth its pixels are')
+    a, b = np.frombuffer(bytes(message.data[4:DEPTH_HEADER]), '<f4')
+    known = pixels > b
+    return np.divide(a, pixels - b, out=np.zeros(pixels.shape, np.float32), where=(pixels > 0) & known)
+
+
+def _decompressed(message, name: str, how: int, skipped: int = 0) -> np.ndarray:
+    data = np.frombuffer(message.data, np.uint8)[skipped:]
+    image = cv2.imdecode(data, how) if len(data) else None
     if image is None:
         raise ValueError(f'{name}: {len(message.data)} bytes of {message.format!r} are no picture')
     return image
 
 
 class RosbagReader(EpisodeReader):
-    """Episodes of rosbag2 recordings: `path` is one, or a folder of some, in the order of their names.
+    """Episodes of rosbag2 recordings: `path` is one, or a folder of some, in natural order of their names.
+
+    Joints are in the order of the first recording's first message.
 
     Args:
         contract: file, see `Contract.load`.
@@ -265,8 +345,8 @@ class RosbagReader(EpisodeReader):
     def __init__(self, path: str | Path, contract: str | Path):
         self.path = Path(path)
         self.contract = Contract.load(contract)
-        found = sorted(self.path.glob(f'*/{METADATA}')) if self.path.is_dir() else []
-        self._bags = [self.path] if (self.path / METADATA).is_file() else [file.parent for file in found]
+        self._bags = recordings(self.path)
+        self._joints: dict[str, list[str]] | None = None
         if not self._bags:
             raise UnknownLayout(f'{self.path}: expected rosbag2 recordings (folders with {METADATA})')
         self._timeline: tuple[int, Timeline] | None = None  # of the recording that was read last
@@ -302,7 +382,28 @@ class RosbagReader(EpisodeReader):
         if contract.task.startswith('/'):
             wanted[contract.task] = {timeline.newest(contract.task)}
         messages = self._messages(index, timeline, wanted)
-        return build_clip(contract, camera, timeline, messages, frames)
+        return build_clip(contract, camera, timeline, messages, frames, self._order_of_joints())
+
+    def _order_of_joints(self) -> dict[str, list[str]]:
+        """By topic, of the first recording that can be read."""
+        for index in range(len(self)) if self._joints is None else ():
+            with contextlib.suppress(BadEpisode):
+                self._joints = self._joints_of(index)
+                break
+        return dict(self._joints or {})
+
+    def _joints_of(self, index: int) -> dict[str, list[str]]:
+        topics = {name.partition(':')[0] for name in (*self.contract.states, *self.contract.actions)}
+        found = {}
+        with self._open(index) as recording:
+            for connection in recording.connections:
+                if connection.topic in topics and connection.msgtype == 'sensor_msgs/msg/JointState':
+                    for _, _, data in recording.messages([connection]):
+                        names = list(recording.deserialize(data, connection.msgtype).name)
+                        if names:
+                            found[connection.topic] = names
+                        break
+        return found
 
     def _sampled(self, index: int) -> Timeline:
         if self._timeline is None or self._timeline[0] != index:
@@ -320,6 +421,11 @@ class RosbagReader(EpisodeReader):
         from rosbags.rosbag2 import ReaderError
         from rosbags.typesys import Stores, get_typestore
 
+        if not (self._bags[index] / METADATA).is_file():
+            raise BadEpisode(
+                f'{self._bags[index]}: has no {METADATA}, as a recorder leaves it that was killed; '
+                '`ros2 bag reindex` makes one'
+            )
         try:
             with AnyReader(
                 [self._bags[index]], default_typestore=get_typestore(Stores.ROS2_JAZZY)

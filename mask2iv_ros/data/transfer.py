@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from mask2iv_ros.clip import InteractionClip
 from mask2iv_ros.data.episodes import BadEpisode, EpisodeReader
-from mask2iv_ros.data.lerobot import LeRobotClipWriter
+from mask2iv_ros.data.lerobot import LeRobotClipWriter, is_filled
 from mask2iv_ros.data.lerobot_reader import LeRobotReader
 
 COMMIT_EVERY = 16  #: episodes; a killed run loses no more
@@ -45,6 +45,21 @@ def check_origin(out: Path, made: Mapping, wanted: Mapping) -> None:
         )
 
 
+def check_order(out: Path, last: Mapping, reader: EpisodeReader) -> None:
+    """ValueError if the episode that was copied last is not where it was: sources grow at their end."""
+    if 'episode' not in last:  # a copy from before names were kept
+        return
+    place, there = last['index'], None
+    if place < len(reader):
+        there = reader.episode(place).name
+    if there != last['episode']:
+        raise ValueError(
+            f'{out}: its last episode is {last["episode"]!r}, episode {place} of {reader.path}, which is now '
+            f'{"missing" if there is None else repr(there)}; to go on, the source may only have more '
+            'episodes at its end. Write elsewhere'
+        )
+
+
 def copy_episodes(
     reader: EpisodeReader,
     out: str | Path,
@@ -73,7 +88,8 @@ def copy_episodes(
         Number of episodes in `out`.
 
     Raises:
-        ValueError: `out` holds a copy of another dataset, or one made with other options.
+        ValueError: `out` holds a copy of another dataset, or one made with other options, or episodes came
+            or went in the source before its end.
         BadEpisode, IncompatibleDataset, OSError: as reading and writing raise; what was committed stays.
     """
     out = Path(out)
@@ -82,10 +98,11 @@ def copy_episodes(
     options = json.loads(json.dumps(dict(options or {}, depth=depth, task=task, cameras=cameras)))
     job = {'dataset': str(reader.path.resolve()), 'options': options}
     with LeRobotClipWriter(out, depth=depth) as writer:
-        written = LeRobotReader(out) if out.exists() else ()
+        written = LeRobotReader(out) if is_filled(out) else ()
         if len(written):
             origin = written.source(len(written) - 1).get(ORIGIN, {})
             check_origin(out, origin, job)
+            check_order(out, origin, reader)
             first = origin['index'] + 1
         count = len(written)
         fps = written.meta.fps if count else None
@@ -107,7 +124,7 @@ def copy_episodes(
                         fps = fps or whole_rate(clip.fps)
                         set_rate(clip, fps)
                         clip.task = clip.task or task or ''
-                        clip.source[ORIGIN] = {**job, 'index': index}
+                        clip.source[ORIGIN] = {**job, 'index': index, 'episode': reader.episode(index).name}
                     writer.add(views)
                     count += 1
                     cameras = cameras or tuple(views)

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from rclpy.clock import JumpThreshold, TimeJump
+from rclpy.duration import Duration
+from rclpy.exceptions import NameValidationException
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rclpy.serialization import deserialize_message
@@ -23,7 +26,10 @@ TABLE = (
     Row('contract', '', 'YAML file of topics, see config/recording.yaml.', read_only=True),
     Row('dataset', '', 'Folder of the LeRobot dataset that episodes are appended to.', read_only=True),
     Row(
-        'max_seconds', 120.0, 'An episode that lasts longer ends there; it waits in memory.', limits=(1, 3600)
+        'max_seconds',
+        120.0,
+        'An episode that lasts longer ends there; it waits in memory.',
+        limits=(1.0, 3600.0),
     ),
 )
 
@@ -43,10 +49,13 @@ class Recorder(Node):
             raise ValueError('contract and dataset: expected a file and a folder, got nothing')
         self._contract = Contract.load(path)
         self._kinds: dict[str, str] = {}
+        self._joints: dict[str, list[str]] = {}  # in the order of its first episode
         self._messages: dict[str, list[tuple[int, bytes]]] = {}
         self._recording = []
         self._begin = 0
         self._is_cut = False
+        backwards = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1))
+        self._rewound = self.get_clock().create_jump_callback(backwards, post_callback=self._on_rewound)
         for name in ('start', 'stop', 'discard'):
             self.create_service(Trigger, f'~/{name}', getattr(self, f'_{name}'))
         self.get_logger().info(f'Ready to record {", ".join(self._contract.topics)} into {self._dataset}')
@@ -54,7 +63,10 @@ class Recorder(Node):
     def _start(self, _, response: Trigger.Response) -> Trigger.Response:
         if self._recording:
             return self._answer(response, False, 'already recording')
-        offers = {topic: self.get_publishers_info_by_topic(topic) for topic in self._contract.topics}
+        try:
+            offers = {topic: self.get_publishers_info_by_topic(topic) for topic in self._contract.topics}
+        except (NameValidationException, ValueError) as error:
+            return self._answer(response, False, f'contract: {error}')
         if silent := [topic for topic, found in offers.items() if not found]:
             return self._answer(response, False, f'nobody publishes {", ".join(silent)}')
         kinds = {topic: found[0].topic_type for topic, found in offers.items()}
@@ -72,6 +84,17 @@ class Recorder(Node):
                 self.create_subscription(types[topic], topic, self._keeper(topic), quality, raw=True)
             )
         return self._answer(response, True, f'recording {", ".join(offers)}')
+
+    def _on_rewound(self, jump: TimeJump):
+        """Simulated time went back: begin the episode anew, with what may have been latched."""
+        self._begin = self.get_clock().now().nanoseconds
+        if not self._recording:
+            return
+        latched = {self._contract.task, *(camera.camera_info for camera in self._contract.cameras.values())}
+        for topic, kept in self._messages.items():
+            self._messages[topic] = [(self._begin, data) for _, data in kept[-1:] if topic in latched]
+        self._is_cut = False
+        self.get_logger().warning('time went back: the episode begins anew')
 
     def _keeper(self, topic: str):
         def keep(data: bytes):
@@ -128,13 +151,16 @@ class Recorder(Node):
             if topic in timeline.picked:
                 wanted = set(timeline.picked[topic].tolist())
             messages[topic] = {index: deserialize_message(kept[index][1], kind) for index in wanted}
-        frames = np.arange(len(timeline.times))
-        views = {name: build_clip(contract, name, timeline, messages, frames) for name in contract.cameras}
+        frames, joints = np.arange(len(timeline.times)), dict(self._joints)
+        views = {
+            name: build_clip(contract, name, timeline, messages, frames, joints) for name in contract.cameras
+        }
         for name, clip in views.items():
             clip.source |= {'dataset': 'live', 'camera': name, 'recorded_at': self._begin / 1e9}
         depth = all(clip.depth is not None for clip in views.values())
         with LeRobotClipWriter(Path(self._dataset), depth=depth) as writer:
             index = writer.add(views)
+        self._joints = joints
         notes = [f'{count} left out: {reason}' for reason, count in timeline.dropped.items()]
         notes = [', '.join(notes)] * bool(notes) + [self._cut_note()] * self._is_cut
         return '; '.join([f'episode {index} of {self._dataset}: {len(frames)} frames', *notes])
@@ -153,7 +179,7 @@ def _message_type(name: str) -> type:
     package, _, kind = name.split('/')
     try:
         return getattr(importlib.import_module(f'{package}.msg'), kind)
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         raise ValueError(f'{name}: {error}') from error
 
 

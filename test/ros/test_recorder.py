@@ -5,12 +5,15 @@ import time
 import numpy as np
 import pytest
 import yaml
-from sensor_msgs.msg import CameraInfo, JointState
-from std_msgs.msg import Float64MultiArray
+from builtin_interfaces.msg import Time
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CameraInfo, Image, JointState
+from std_msgs.msg import Float64MultiArray, Header
 from std_srvs.srv import Trigger
 
 from mask2iv_ros.data.episodes import open_dataset
 from mask2iv_ros.labels import ACTOR, OBJECT
+from mask2iv_ros.ros.conversions import write_image
 
 MAX_SECONDS = 6.0
 CONTRACT = {
@@ -90,6 +93,59 @@ def test_an_episode_has_what_was_published_between_start_and_stop(dataset, peer)
     assert (clip.labels == OBJECT).any()
     assert (clip.labels == ACTOR).any()
     assert clip.camera.intrinsics[0, 0] > 0
+
+
+@pytest.fixture(scope='module')
+def own_recorder(start_node, tmp_path_factory):
+    """Starts a recorder in a namespace, with a contract of one image topic; returns its dataset's path."""
+
+    def start(namespace: str, image: str, **parameters):
+        folder = tmp_path_factory.mktemp('own')
+        (folder / 'contract.yaml').write_text(
+            yaml.safe_dump(
+                {'fps': 10, 'task': 'wave', 'max_dropped': 0.5, 'cameras': {'front': {'image': image}}}
+            )
+        )
+        contract, dataset = folder / 'contract.yaml', folder / 'live'
+        remaps = {'__ns': namespace}
+        start_node(module='recorder', remaps=remaps, contract=contract, dataset=dataset, **parameters)
+        return dataset
+
+    return start
+
+
+def test_a_topic_that_cannot_be_is_answered(own_recorder, peer):
+    own_recorder('/odd', '/camera-1/image')
+    for _ in range(2):  # it lives
+        answer = peer.call(Trigger, '/odd/recorder/start')
+        assert not answer.success
+        assert 'contract: ' in answer.message
+        assert '/camera-1/image' in answer.message
+
+
+def test_an_episode_begins_anew_when_time_goes_back(own_recorder, peer):
+    dataset = own_recorder('/sim', '/sim_image', use_sim_time=True)
+    clock = peer.node.create_publisher(Clock, '/clock', 10)
+    images = peer.node.create_publisher(Image, '/sim_image', 10)
+    peer.spin_until(lambda: clock.get_subscription_count(), 30)
+
+    def pass_by(begin: float, end: float, value: int):
+        for at in np.arange(begin, end, 0.1):
+            now = Time(sec=int(at), nanosec=round(at % 1 * 1e9))
+            clock.publish(Clock(clock=now))
+            peer.spin_for(0.02)
+            images.publish(write_image(np.full((48, 64, 3), value, np.uint8), 'rgb8', Header(stamp=now)))
+            peer.spin_for(0.02)
+
+    pass_by(100, 101, 10)
+    assert peer.call(Trigger, '/sim/recorder/start').success
+    pass_by(101, 103, 10)
+    pass_by(5, 8, 200)
+    answer = peer.call(Trigger, '/sim/recorder/stop')
+    assert answer.success, answer.message
+    clip = open_dataset(dataset).read(0)
+    assert 15 < len(clip) <= 31
+    assert (np.abs(clip.frames.astype(int) - 200) < 20).all()
 
 
 def test_an_episode_without_frames_is_refused_and_the_dataset_stays(dataset, peer):
