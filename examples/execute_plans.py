@@ -25,6 +25,7 @@ from geometry_msgs.msg import PoseStamped
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
+from rclpy.signals import SignalHandlerOptions
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Float64MultiArray, Header
@@ -56,6 +57,7 @@ class TopicRobot:
         self._executor = SingleThreadedExecutor(context=node.context)
         self._executor.add_node(node)
         self.header = Header()
+        self._command = np.zeros(4)
         self._state = {}
         self._images = {name: deque(maxlen=10) for name in TOPICS}
         for name, kind in TOPICS.items():
@@ -82,7 +84,9 @@ class TopicRobot:
         return self._state['success'].data
 
     def observe(self, colour: bool = False) -> Observation:
-        """What the images show that are newer than the hand's last motion."""
+        """What the images show that are newer than the hand's last motion; it is stopped for them."""
+        if self._command[:3].any():  # a velocity may hold until the next one, and planning takes seconds
+            self.step(np.zeros(3), self._command[3])
         moved = _nanoseconds(self._state['hand'])
         found = {}
 
@@ -119,13 +123,21 @@ class TopicRobot:
     def step(self, velocity: np.ndarray, grip: float):
         """Command one step, and wait until the hand reports where it is."""
         before = _nanoseconds(self._state['hand'])
-        self._commands.publish(Float64MultiArray(data=[*map(float, velocity), float(grip)]))
+        self._send(np.array((*velocity, grip)))
 
         def moved() -> bool:
             hand, gripper = (_nanoseconds(self._state[name]) for name in ('hand', 'gripper'))
             return hand > before and gripper == hand
 
         self._wait(moved, 'hand and gripper of one stamp after a command')
+
+    def stop(self):
+        """Command the hand to stand still, and do not wait for it."""
+        self._send(np.array((0, 0, 0, self._command[3])))
+
+    def _send(self, command: np.ndarray):
+        self._command = command
+        self._commands.publish(Float64MultiArray(data=command.astype(float).tolist()))
 
     def _subscribe(self, node: Node, kind: type, topic: str, callback: Callable):
         """Listen as its publishers send: cameras are often best effort, states latched or not."""
@@ -200,16 +212,19 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     arm = ArmAppearance.load(options.arm) if options.arm else None
     use_large_shared_memory()
-    rclpy.init()
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # Ctrl-C comes here, and stops the hand
     try:
         with InteractionClient(options.node) as client:
             client.wait_until_ready()
             robot = TopicRobot(rclpy.create_node('execute_plans'))
             samples = options.samples if arm else 1  # without the arm's look nothing tells them apart
             policy = Planned(service_planner(client, robot, options.task, samples), arm, colour=True)
-            rollout = execute(robot, policy, options.steps)
-            robot.observe()  # until then the last step's success has come
-            solved = robot.success
+            try:
+                rollout = execute(robot, policy, options.steps)
+                robot.observe()  # until then the last step's success has come
+                solved = robot.success
+            finally:
+                robot.stop()
     finally:
         rclpy.try_shutdown()
     for motion, step in zip(rollout.motions, rollout.started, strict=True):

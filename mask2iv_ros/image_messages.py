@@ -98,6 +98,7 @@ def read_intrinsics(message: Any, rectified: bool = False) -> np.ndarray | None:
     numbers = np.array(message.p, dtype=np.float64).reshape(3, 4)[:, :3] if rectified else message.k
     intrinsics = np.array(numbers, dtype=np.float64).reshape(3, 3)
     focal = intrinsics[0, 0], intrinsics[1, 1]
+    intrinsics[2] = 0, 0, 1  # by definition; some drivers leave it out
     return intrinsics if np.isfinite(intrinsics).all() and min(focal) > 0 else None
 
 

@@ -216,7 +216,7 @@ class Mask2IVNode(LifecycleNode):
 
     def _on_rewound(self, jump: TimeJump):
         self._before_rewind = self.get_clock().now().nanoseconds - jump.delta.nanoseconds
-        self._buffer.clear()
+        self._buffer.clear(keep='camera_info')  # latched, it would not come again
 
     def _on_input(self, name: str, serialised: bytes):
         if not self._is_from_before_rewind(read_stamp(serialised)):

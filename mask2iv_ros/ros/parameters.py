@@ -83,8 +83,8 @@ TABLE = (
     Row(
         'buffer_size',
         30,
-        'Messages kept a topic; must cover the delay of the mask source (30: one second at 30 Hz). '
-        'Takes effect when the node is activated.',
+        'Messages kept a topic, of 256 MiB at most (43 of 1920x1080 rgb8); must cover the delay of the mask '
+        'source (30: one second at 30 Hz). Takes effect when the node is activated.',
         limits=(1, 1000),
     ),
     Row(

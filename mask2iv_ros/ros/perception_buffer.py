@@ -75,6 +75,11 @@ class PerceptionBuffer:
             return min(close, key=lambda chosen: newest - chosen[0][reference].stamp + 2 * chosen[1])
         return min(sets, key=lambda chosen: chosen[1])
 
-    def clear(self):
-        """Forget everything."""
-        self._topics.clear()
+    def span(self, topic: str) -> float:
+        """Seconds between the oldest and the newest stamp that are kept."""
+        stamps = [message.stamp for message in self._topics.get(topic, ())]
+        return (max(stamps) - min(stamps)) / 1e9 if stamps else 0.0
+
+    def clear(self, keep: str = ''):
+        """Forget everything, but for the topic `keep`."""
+        self._topics = {topic: kept for topic, kept in self._topics.items() if topic == keep}

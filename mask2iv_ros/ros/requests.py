@@ -139,6 +139,10 @@ def _read_numbers(message: InteractionRequest, limits: Limits) -> dict[str, int]
     }
 
 
+#: Seconds behind the image after which an actor mask counts as silent where `max_age` does not say it.
+SILENT = 2.0
+
+
 def _choose_messages(
     message: InteractionRequest,
     buffer: PerceptionBuffer,
@@ -148,8 +152,9 @@ def _choose_messages(
 ) -> tuple[dict[str, Image | CameraInfo], str]:
     """The request's own images, completed from the topics with those that are closest in stamp.
 
-    The request's own image is completed only with what must be there (the object mask) or fits its stamp.
-    An actor mask is not asked for any more once its topic has been silent for longer than `max_age`.
+    The request's own image is completed only with what must be there (the object mask) or fits its stamp and
+    size. Its own object mask without an image goes with the image of its stamp. An actor mask is not asked
+    for any more once its topic has been silent for longer than `max_age` (or `SILENT`, where that is 0).
 
     Returns:
         The messages, and why the actor mask of the topic is not among them.
@@ -174,16 +179,21 @@ def _choose_messages(
     oldest = now - round(limits.max_age * 1e9) if limits.max_age else 0
     no_actor = ''
     actor = buffer.newest('actor_mask')
-    if 'image' not in own and 'actor_mask' in missing and actor and actor.stamp < oldest:
-        missing.remove('actor_mask')
-        silence = (now - actor.stamp) / 1e9
-        no_actor = f'the newest on {source("actor_mask")} is {silence:.1f} s old, more than max_age'
+    if 'image' not in own and 'actor_mask' in missing and actor:
+        silence = (buffer.newest('image').stamp - actor.stamp) / 1e9
+        if silence > (limits.max_age or SILENT):
+            missing.remove('actor_mask')
+            no_actor = f'the newest on {source("actor_mask")} is {silence:.1f} s older than the image'
+    # Of which time the caller's own images are, nanoseconds; 0: they do not say.
+    reference = next((_stamp(own[name]) for name in ('image', 'object_mask') if name in own), 0)
+    of_own_time = 'image' in own or reference > 0
     if 'image' in own:
-        stamp = own['image'].header.stamp
-        reference = stamp.sec * 1_000_000_000 + stamp.nanosec
         chosen = {name: buffer.closest(name, reference) for name in missing if buffer.newest(name)}
         if not reference:  # it cannot be matched, so the caller takes the newest mask for what it shows
             chosen = {name: buffer.newest(name) for name in missing if name == 'object_mask'}
+    elif reference:
+        missing.insert(0, 'image')
+        chosen = {name: buffer.closest(name, reference) for name in missing if buffer.newest(name)}
     else:
         tolerance = round(limits.max_stamp_difference * 1e9)
         chosen, _ = buffer.matching('image', missing, tolerance, oldest)
@@ -191,29 +201,36 @@ def _choose_messages(
         older = chosen['image'].stamp - with_depth['image'].stamp
         if spread <= tolerance and older <= tolerance:  # rather a little older than without its depth
             chosen = with_depth
+    if 'image' in chosen and chosen['image'].stamp < oldest:
+        raise InvalidRequest(
+            'STALE_INPUT',
+            f'image: the {"one of the object_mask" if reference else "newest"} on {source("image")} is '
+            f'{(now - chosen["image"].stamp) / 1e9:.3f} s old, '
+            f"expected at most {limits.max_age} s (the node's parameter max_age)",
+        )
+
+    if 'image' in chosen and not reference:
         reference = chosen['image'].stamp
-        if reference < oldest:
-            raise InvalidRequest(
-                'STALE_INPUT',
-                f'image: the newest on {source("image")} is {(now - reference) / 1e9:.3f} s old, '
-                f"expected at most {limits.max_age} s (the node's parameter max_age)",
-            )
 
     def difference(found) -> float:
         return abs(found.stamp - reference) / 1e9
 
     for name in missing if reference else ():
         if name in chosen and difference(chosen[name]) > limits.max_stamp_difference:
-            if name == 'actor_mask' and 'image' in own:
+            if name == 'actor_mask' and of_own_time:
                 del chosen[name]
                 no_actor = f'none on {source(name)} is of the time of the image'
                 continue
+            kept = name if 'image' in own else 'image'
             raise InvalidRequest(
                 'STALE_INPUT',
                 f'{name}: the closest stamp on {source(name)} is {difference(chosen[name]):.3f} s from the '
-                f"image's, expected at most {limits.max_stamp_difference} s (the node's parameter "
-                'max_stamp_difference)',
+                f"{'object_mask' if name == 'image' else 'image'}'s, expected at most "
+                f"{limits.max_stamp_difference} s (the node's parameter max_stamp_difference); the last "
+                f'{buffer.span(kept):.1f} s of {kept} are kept (buffer_size)',
             )
+    if 'image' in chosen:
+        reference = chosen['image'].stamp
     # Depth and calibration are extras: without a fitting one the plan only lacks its 3-D path.
     depth = buffer.closest('depth', reference)
     if depth and difference(depth) <= limits.max_stamp_difference:
@@ -231,7 +248,16 @@ def _choose_messages(
                 )
             del messages[name]
             no_actor = f'that of {source(name)} is of another frame than the image'
+    if 'image' in own and 'actor_mask' in missing and 'actor_mask' in messages:
+        sizes = [(found.width, found.height) for found in (messages['actor_mask'], own['image'])]
+        if sizes[0] != sizes[1]:
+            del messages['actor_mask']
+            no_actor = f'that of {source("actor_mask")} is of another size than the image'
     return messages, no_actor
+
+
+def _stamp(image: Image) -> int:
+    return image.header.stamp.sec * 1_000_000_000 + image.header.stamp.nanosec
 
 
 def _other_frame(message: Image | CameraInfo, image: Image) -> bool:
