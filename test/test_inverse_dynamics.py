@@ -218,6 +218,8 @@ def test_the_command_trains_and_measures_generated_episodes(dataset, tmp_path, t
     assert len(report['generated']['actions']['frames']['mean absolute']) == 2
     assert '| both, generated |' in capsys.readouterr().out
     assert InverseDynamics.load(out).cameras == ('front',)
+    assert main(['train', 'inverse-dynamics', str(dataset), str(out), '--model', 'x']) == 1
+    assert '--model: expected --generate' in capsys.readouterr().err
 
 
 def test_a_finished_training_is_not_done_again(dataset, trained, tmp_path):

@@ -17,6 +17,7 @@ import yaml
 from mask2iv_ros import labels as lb
 from mask2iv_ros.cli import main
 from mask2iv_ros.clip import InteractionClip
+from mask2iv_ros.data.episodes import open_dataset, split_episodes
 from mask2iv_ros.data.lerobot import LeRobotClipWriter
 from mask2iv_ros.models.autoencoder import PatchAutoencoderKL
 from mask2iv_ros.pipelines.loading import ModelError, load_pipeline
@@ -105,6 +106,45 @@ class TestTrainer:
         whole = self.train(tmp_path / 'whole', [12])
         parts = self.train(tmp_path / 'parts', [5, 3, 12])
         assert torch.equal(whole, parts)
+
+    def test_a_changed_schedule_counts_from_the_resume_on(self, tmp_path):
+        self.train(tmp_path, [4])  # which is stopped after one batch of the next step
+        schedule = Schedule(
+            steps=6,
+            learning_rate=0.05,
+            weight_decay=0.2,
+            betas=(0.5, 0.6),
+            ema_decay=0.7,
+            gradient_accumulation_steps=2,
+        )
+        trainer = Trainer(torch.nn.Linear(4, 2), tmp_path, schedule)
+        assert trainer.step == 4
+        (group,) = trainer.optimizer.param_groups
+        assert (group['weight_decay'], tuple(group['betas']), trainer.ema.decay) == (0.2, (0.5, 0.6), 0.7)
+        is_last = []
+
+        def loss_at(generator):
+            is_last.append(trainer.accelerator.sync_gradients)
+            return {'loss': trainer.model(torch.randn(8, 4, generator=generator)).float().square().mean()}
+
+        assert trainer.run(loss_at)
+        assert is_last == [False, True] * 2
+
+    def test_facts_that_checkpoints_did_not_have_are_compared_from_then_on(self, tmp_path):
+        def resumed(**objective) -> Trainer:
+            return Trainer(torch.nn.Linear(4, 2), tmp_path, Schedule(3, 0.1), objective=objective)
+
+        resumed(weight=1).save()
+        resumed(weight=1, scheduler={'steps': 4}).save()
+        with pytest.raises(
+            ValueError, match=r"'scheduler': {'steps': 4}}, now it is {'scheduler': {'steps': 5}}"
+        ):
+            resumed(weight=1, scheduler={'steps': 5})
+
+    def test_a_run_that_never_saved_leaves_no_losses(self, tmp_path):
+        (tmp_path / 'losses.jsonl').write_text('{"step": 25}\n')
+        trainer = Trainer(torch.nn.Linear(4, 2), tmp_path, Schedule(3, 0.1))
+        assert not trainer.log_path.exists()
 
     @pytest.mark.parametrize('killed_at', ['save_state', 'rename', 'rmtree'])
     def test_a_kill_while_saving_leaves_a_checkpoint(self, tmp_path, monkeypatch, killed_at):
@@ -218,6 +258,24 @@ class TestBestWeights:
         again = Trainer(torch.nn.Sequential(torch.nn.Linear(4, 4)), tmp_path, trainer.schedule)
         assert again.best == {}
         assert torch.equal(again.final_state(best=True)['0.weight'], again.final_state()['0.weight'])
+
+    def test_scores_of_other_settings_are_not_compared(self, tmp_path):
+        def train(steps: int, score: float, clips: int) -> Trainer:
+            torch.manual_seed(0)
+            trainer = Trainer(torch.nn.Linear(4, 4), tmp_path, Schedule(steps=steps, learning_rate=0.05))
+
+            def loss_at(generator):
+                x = torch.randn(8, 4, generator=generator)
+                return {'loss': trainer.model(x).float().square().mean()}
+
+            assert trainer.run(
+                loss_at, evaluate=lambda _: {'score': score}, evaluate_steps=2, scored={'clips': clips}
+            )
+            return trainer
+
+        assert train(2, 3.0, clips=4).best == {'step': 2, 'score': 3.0}
+        assert train(4, 2.0, clips=4).best == {'step': 2, 'score': 3.0}
+        assert train(6, 1.0, clips=8).best == {'step': 6, 'score': 1.0}
 
     def test_scores_are_logged(self, tmp_path):
         self.train(tmp_path, self.SCORES)
@@ -415,6 +473,27 @@ def test_a_dataset_without_splits_lends_every_tenth_episode_to_the_test(run, tmp
     assert [len(arrays) for arrays in splits] == [18, 2, 4]  # two cameras each
     views = {hashlib.sha256(frames).digest() for arrays in splits for frames in arrays.frames}
     assert len(views) == 24
+
+
+def test_what_was_made_of_one_demonstration_is_on_one_side_of_each_split(run, tmp_path):
+    with LeRobotClipWriter(tmp_path / 'data') as writer:
+        for i in range(12):
+            clip = moving_clip(i)
+            clip.source['augmentation'] = {'split_group': f'demos/{i // 3}'}
+            writer.add(clip)
+    recipe = Recipe(run / 'config.yaml', tmp_path / 'data', tmp_path / 'out')
+    sides = {split: recipe._episodes(split)[1] for split in ('train', 'val', 'test')}
+    assert {split: len(side) for split, side in sides.items()} == {'train': 6, 'val': 3, 'test': 3}
+    demonstrations = [{i // 3 for i in side} for side in sides.values()]
+    assert sorted(number for side in demonstrations for number in side) == [0, 1, 2, 3]
+    assert split_episodes(open_dataset(tmp_path / 'data')) == (list(range(3, 12)), sides['test'])
+
+
+def test_one_episode_is_trained_and_tested_on(run, tmp_path):
+    with LeRobotClipWriter(tmp_path / 'data') as writer:
+        writer.add(moving_clip(1))
+    recipe = Recipe(run / 'config.yaml', tmp_path / 'data', tmp_path / 'out')
+    assert [recipe._episodes(split)[1] for split in ('train', 'val', 'test')] == [[0]] * 3
 
 
 def test_data_without_masks_is_refused(run, tmp_path):

@@ -1,6 +1,8 @@
 """What training sees: conditions of stage 1, damaged masks of stage 2, loss weights, and arrays on disk."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.models.autoencoder import PatchAutoencoderKL
+from mask2iv_ros.training.arrays import build_arrays
 from mask2iv_ros.training.conditions import (
     STOPS,
     ConditionShares,
@@ -337,6 +340,13 @@ class TestCachedRows:
         with pytest.raises(OSError, match=r'needs 2000000\.0 GB'):
             cached_rows(tmp_path / 'a', 1, lambda start: iter([huge]), 'x')
         assert not list(tmp_path.glob('*.npy'))
+
+
+def test_arrays_that_do_not_fit_the_disk_are_named_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=10**6))
+    with pytest.raises(OSError, match=r'frames\.npy: needs 0\.1 GB, the disk has 0\.0 GB'):
+        build_arrays(iter(()), 10, tmp_path / 'arrays', (256, 256), 32)
+    assert not list((tmp_path / 'arrays').iterdir())
 
 
 def test_images_are_encoded_frame_by_frame_in_any_shape():

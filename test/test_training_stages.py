@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,12 @@ from mask2iv_ros.models.unet import DynamiCrafterUNet
 from mask2iv_ros.pipelines.components import encode_text, image_features
 from mask2iv_ros.pipelines.conversion import convert_checkpoint
 from mask2iv_ros.pipelines.loading import load_pipeline
+from mask2iv_ros.resources import config_path
 from mask2iv_ros.training import trainer as trainer_module
 from mask2iv_ros.training.diffusion import shifted_timesteps
-from mask2iv_ros.training.latents import encode_images, weights_id
+from mask2iv_ros.training.latents import LatentCache, encode_images, weights_id
 from mask2iv_ros.training.losses import contact_cells
+from mask2iv_ros.training.predictions import predicted_labels
 from mask2iv_ros.training.recipe import Recipe
 from mask2iv_ros.training.trained_parts import StageModel, count_trained, merge_adapter, select_trained
 from tiny_checkpoint import tiny_checkpoint
@@ -270,6 +272,22 @@ class TestPredictedMasks:
         condition = stage._inputs(np.array([0, 2]), torch.Generator().manual_seed(0)).condition
         torch.testing.assert_close(condition[:, 4:], stage._load('predicted', np.array([0, 2])))
 
+    def test_a_clip_without_goal_takes_none_from_others(self, tmp_path, data, init):
+        damage = {'dilate_erode': 0, 'predicted': 1.0}
+        stage = make_recipe(tmp_path, data, init, 'video', damage=damage).stage_trainer('video')
+        goals = np.array(stage.arrays.goals)
+        goals[0] = 0
+        arrays = replace(stage.arrays, goals=goals)
+        pipeline = load_pipeline(init, 'cpu', torch.float32).trajectory
+        cache = LatentCache(arrays, stage.cache.vae, tmp_path / 'other')
+        found, _ = predicted_labels(cache, pipeline, stage.predicted_clips)
+        none = replace(arrays, goals=np.zeros_like(goals))
+        cache = LatentCache(none, stage.cache.vae, tmp_path / 'none')
+        without, _ = predicted_labels(cache, pipeline, stage.predicted_clips)
+        row = stage.predicted_clips.tolist().index(1)
+        differ = [(labels[row] != found[row]).mean() for labels in (stage.predicted, without)]
+        assert differ[0] < 0.01 < differ[1]
+
     def test_few_clips_with_predictions_see_them_more_often(self, tmp_path, data, init):
         damage = {'dilate_erode': 0.25, 'predicted': 0.25}
         stage = make_recipe(
@@ -507,6 +525,23 @@ class TestObjective:
         with pytest.raises(ValueError, match=message + '.* to start anew'):
             other.stage_trainer('trajectory')
 
+    def test_networks_that_only_work_otherwise_are_refused(self, tmp_path, data, init):
+        make_recipe(tmp_path, data, init, **self.NEW).stage_trainer('trajectory').trainer.save()
+        other = {**self.NEW, 'unet': {**UNET, 'dropout': 0.3}}
+        with pytest.raises(ValueError, match=r"'dropout': 0.3.* to start anew"):
+            make_recipe(tmp_path, data, init, **other).stage_trainer('trajectory')
+
+    def test_a_start_from_other_weights_is_refused(self, tmp_path, data, init):
+        recipe = make_recipe(tmp_path, data, init)
+        recipe.stage_trainer('trajectory').trainer.save()
+        assert recipe.stage_trainer('trajectory').trainer.step == 0
+        other = load_pipeline(init, 'cpu', torch.float32)
+        torch.nn.init.normal_(other.trajectory_unet.conv_out.weight)
+        other.save_pretrained(tmp_path / 'other')
+        recipe.init = tmp_path / 'other'
+        with pytest.raises(ValueError, match=r'started_from.* to start anew'):
+            recipe.stage_trainer('trajectory')
+
     def test_other_damage_is_refused(self, tmp_path, data, init):
         make_recipe(tmp_path, data, init, 'video').stage_trainer('video').trainer.save()
         with pytest.raises(ValueError, match=r"'jitter': 0.1"):
@@ -624,6 +659,12 @@ class TestConfigurations:
         assert all(asdict(recipe.options['trajectory'][1].conditions).values())
         assert all(asdict(recipe.options['video'][1].damage).values())
 
+    def test_a_wrong_scheduler_is_told_before_anything_runs(self, tmp_path):
+        config = yaml.safe_load(config_path('train/mask2iv-sim.yaml').read_text())
+        (tmp_path / 'config.yaml').write_text(yaml.safe_dump({**config, 'scheduler': {'rescale_bse': 1.0}}))
+        with pytest.raises(ValueError, match=r'scheduler: .*rescale_bse'):
+            Recipe(tmp_path / 'config.yaml', tmp_path, tmp_path / 'out')
+
     def test_finetuning_goes_on_with_all_of_the_default(self, tmp_path, data):
         recipe = Recipe(CONFIGS / 'finetune.yaml', data, tmp_path / 'run')
         assert recipe.init
@@ -676,6 +717,7 @@ class TestConfigurations:
             ({'video': {'option': {}, 'schedule': STEP}}, r"video: unknown key \['option'\]"),
             ({'video': {'options': {'damage_variants': 0}, 'schedule': STEP}}, 'damage_variants: expected'),
             ({'sampling': {'fps': 0.5}}, 'fps: expected at least 1'),
+            ({'sampling': {'num_inference_step': 4}}, r"sampling: unknown key \['num_inference_step'\]"),
         ],
     )
     def test_a_configuration_that_makes_no_sense_says_why(self, change, message, tmp_path, data, init):

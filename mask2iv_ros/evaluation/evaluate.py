@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from mask2iv_ros import labels as lb
 from mask2iv_ros.clip import InteractionClip
-from mask2iv_ros.data.episodes import TEST_PERIOD, BadEpisode, EpisodeReader, Subset, open_dataset
+from mask2iv_ros.data.episodes import BadEpisode, EpisodeReader, Subset, open_dataset, split_episodes
 from mask2iv_ros.data.sampling import spread_frames
 from mask2iv_ros.evaluation import metrics, texts
 from mask2iv_ros.evaluation.extractors import Extractors
@@ -96,7 +96,7 @@ def open_splits(data: Path, splits: list[str] | None = None) -> dict[str, Episod
     found = [split for split in SPLITS if (data / split).is_dir()]
     if not found and not any((data / split).is_dir() for split in splits or ()):
         reader = _open(data)
-        parts = {'test': Subset(reader, range(0, len(reader), TEST_PERIOD)), 'all': reader}
+        parts = {'test': Subset(reader, split_episodes(reader)[1]), 'all': reader}
         if unknown := set(splits or ()) - set(parts):
             raise ValueError(f'{data}: no split {", ".join(sorted(unknown))}; it has test and all')
         return {split: parts[split] for split in splits or ('test',)}

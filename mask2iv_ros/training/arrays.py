@@ -6,10 +6,14 @@ the model's frame once; `latents.py` runs the frozen networks over them once.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +30,26 @@ from mask2iv_ros.framing import Framing
 HELD = 'frames, labels, goals'
 #: One line for each clip that is stored.
 CLIP_LOG = 'clips.jsonl'
+
+
+def check_room(file: Path, needed: int) -> None:
+    """OSError if the disk has no room for `needed` bytes: writing to a mapped file would kill the process."""
+    free = shutil.disk_usage(file.parent).free
+    if needed > free:
+        raise OSError(f'{file}: needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB')
+
+
+@contextlib.contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """Wait until no other process is in here with the same lock `file`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open('w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tqdm.write(f'{file}: another process is at it; waiting', file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @dataclass
@@ -80,7 +104,7 @@ def build_arrays(
     """Fit `count` clips of `num_frames` frames to `size` (height, width) and store them in `folder`.
 
     `index.json` is written last, so a folder that has it is complete. Raises ValueError for a clip of another
-    length, or without masks.
+    length, or without masks, and OSError if the disk has no room.
 
     Args:
         start: how many of the clips are in `folder` already (see `stored_clips`); `clips` goes on after them.
@@ -88,6 +112,8 @@ def build_arrays(
     """
     folder.mkdir(parents=True, exist_ok=True)
     shape, mode = (count, num_frames, *size), 'r+' if start else 'w+'
+    if not start:  # of 3 bytes a pixel of the frames, one of the labels and of the goals
+        check_room(folder / 'frames.npy', 4 * math.prod(shape) + count * math.prod(size))
     frames = np.lib.format.open_memmap(folder / 'frames.npy', mode, np.uint8, (*shape, 3))
     labels = np.lib.format.open_memmap(folder / 'labels.npy', mode, np.uint8, shape)
     goals = np.lib.format.open_memmap(folder / 'goals.npy', mode, np.uint8, (count, *size))
@@ -137,18 +163,28 @@ def cached_arrays(
         stamp: says what the clips are made of; arrays of another stamp are made anew.
     """
     made_of, stamp = folder / 'made_of.json', f'{HELD} of {stamp}'
-    if not made_of.is_file() or made_of.read_text() != stamp:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        made_of.write_text(stamp)
-    if not (folder / 'index.json').is_file():
-        start = stored_clips(folder)
-        clips = (
-            clip
-            for episode, camera in views[start:]
-            for clip in read_clips(reader, [episode], spread(num_frames), camera)
-        )
-        build_arrays(clips, len(views), folder, size, num_frames, start, short_side)
+
+    def is_begun() -> bool:
+        return made_of.is_file() and made_of.read_text() == stamp
+
+    def is_complete() -> bool:
+        return is_begun() and (folder / 'index.json').is_file()
+
+    if is_complete():
+        return ClipArrays.load(folder)
+    with alone(folder.with_name(f'{folder.name}.lock')):
+        if not is_begun():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            made_of.write_text(stamp)
+        if not is_complete():
+            start = stored_clips(folder)
+            clips = (
+                clip
+                for episode, camera in views[start:]
+                for clip in read_clips(reader, [episode], spread(num_frames), camera)
+            )
+            build_arrays(clips, len(views), folder, size, num_frames, start, short_side)
     return ClipArrays.load(folder)
 
 

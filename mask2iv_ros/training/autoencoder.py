@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from mask2iv_ros.augmentation.looks import Looks
+from mask2iv_ros.augmentation.looks import LOOKS_VERSION, Looks
 from mask2iv_ros.labels import labels_to_rgb
 from mask2iv_ros.pipelines.components import images_to_tensor, tensor_to_images
 from mask2iv_ros.training.arrays import ClipArrays
@@ -94,7 +94,9 @@ def train_autoencoder(
         data += f', from {weights_id(vae)}'
         if options.keep_latents:
             before = copy.deepcopy(vae).eval().requires_grad_(False)
-    trainer = Trainer(TrainedAutoencoder(vae), folder, schedule, seed, data, {'looks': options.looks})
+    objective = {name: getattr(options, name) for name in ('looks', 'kl_weight', 'keep_latents')}
+    objective |= {'looks_version': LOOKS_VERSION} if options.looks else {}
+    trainer = Trainer(TrainedAutoencoder(vae), folder, schedule, seed, data, objective)
     if before is not None:
         before.to(trainer.device)
 

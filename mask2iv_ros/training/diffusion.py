@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import ConfigMixin
 from PIL import Image
 
 from mask2iv_ros import labels as lb
-from mask2iv_ros.augmentation.looks import Looks
+from mask2iv_ros.augmentation.looks import LOOKS_VERSION, Looks
 from mask2iv_ros.evaluation import metrics
 from mask2iv_ros.pictures import clip_strip
 from mask2iv_ros.pipelines.components import encode_text, image_features
@@ -226,7 +227,7 @@ class StageTrainer(ABC):
     ):
         self.pipeline, self.arrays, self.cache = pipeline, arrays, cache
         self.folder, self.options, self.seed = folder, options, seed
-        self.scheduler, self.fps = pipeline.scheduler, fps
+        self.scheduler, self.fps, self.is_new = pipeline.scheduler, fps, is_new
         self.device = cache.vae.device
         for network in (pipeline.text_encoder, pipeline.image_encoder):
             if network is not None:
@@ -239,7 +240,7 @@ class StageTrainer(ABC):
         self.texts, self.text_index = self._encode_texts()
         self.features = self._encode_features()
         self.target_name = 'masks' if pipeline.stage == 'trajectory' else 'video'
-        self._set_residual_scale(is_new)
+        self._set_residual_scale()
         self.maps = self._encode_maps()
         self.trainer = self._prepare(schedule)
 
@@ -318,18 +319,18 @@ class StageTrainer(ABC):
             maps['objects'] = self.cache.rows('objects', lambda i: object_cells(labels[i], cell), made_of)
         return maps
 
-    def _set_residual_scale(self, is_new: bool) -> None:
+    def _set_residual_scale(self) -> None:
         scale, wanted = self.pipeline.config.residual_scale, self.options.residual
-        if not is_new and wanted is not None and wanted != (scale is not None):
+        if not self.is_new and wanted is not None and wanted != (scale is not None):
             raise ValueError(
                 f'residual: {wanted}, but the model to start from has residual_scale {scale}; leave it out'
             )
-        if is_new and wanted is not False:
+        if self.is_new and wanted is not False:
             target = self.latents[self.target_name]
             picks = np.sort(np.random.default_rng(0).permutation(len(target))[:SCALE_CLIPS])
             residual = target[picks, 1:].astype(np.float32) - target[picks, :1]
             scale = float(1 / residual.std())
-        elif is_new:
+        elif self.is_new:
             scale = None
         self.pipeline.register_to_config(residual_scale=scale)
 
@@ -349,7 +350,11 @@ class StageTrainer(ABC):
                 network.enable_gradient_checkpointing()
         self.made_of.append(tensors_id({n: p for n, p in model.named_parameters() if not p.requires_grad}))
         data = hashlib.sha256(' '.join(self.made_of).encode()).hexdigest()
-        trainer = Trainer(model, self.folder, schedule, self.seed, f'latents {data}', self._objective)
+        objective = self._objective
+        if not self.is_new and self.options.trained != 'lora':  # whose adapters are new
+            started_from = tensors_id({n: p for n, p in model.named_parameters() if p.requires_grad})
+            objective['started_from'] = started_from
+        trainer = Trainer(model, self.folder, schedule, self.seed, f'latents {data}', objective)
         counts = count_trained(model)
         trainer.accelerator.print(
             f'{self.folder}: {counts["trained_parameters"]:,} of {counts["parameters"]:,} parameters trained '
@@ -378,7 +383,8 @@ class StageTrainer(ABC):
         if 'masks' in facts:
             has_controlnet = self.pipeline.controlnet is not None
             facts |= {'masks': self.pipeline.config.masks, 'controlnet': has_controlnet}
-        return facts
+        networks = {name: known_config(network) for name, network in self._stage_model().named_children()}
+        return {**facts, 'scheduler': known_config(self.scheduler), 'networks': networks}
 
     def _stage_model(self) -> StageModel:
         pipeline = self.pipeline
@@ -461,7 +467,11 @@ class StageTrainer(ABC):
             Image.fromarray(np.concatenate(rows)).save(self.folder / f'sample_{step:06d}.png')
             return self.score(held_out, picks, predicted)
 
-        done = self.trainer.run(self.loss_at, max_minutes, evaluate, evaluate_steps=validation.every_steps)
+        scored = {'clips': validation.clips, 'num_inference_steps': validation.num_inference_steps}
+        scored |= {'data': held_out.digest, 'goal_guidance': self.pipeline.config.get('goal_guidance')}
+        done = self.trainer.run(
+            self.loss_at, max_minutes, evaluate, evaluate_steps=validation.every_steps, scored=scored
+        )
         if done:
             self.export(best=validation.export == 'best')
         return done
@@ -601,6 +611,11 @@ class TrajectoryTrainer(StageTrainer):
         return lb.labels_to_rgb(clips.labels[pick]), lb.labels_to_rgb(predicted)
 
 
+def known_config(model: ConfigMixin) -> dict:
+    """The configuration of a diffusers model or scheduler, without what says where it came from."""
+    return {key: value for key, value in model.config.items() if not key.startswith('_')}
+
+
 def shifted_timesteps(timesteps: torch.Tensor, count: int, shift: float) -> torch.Tensor:
     """Int64 timesteps of 0 to `count` - 1, moved towards noise; see `StageOptions.timestep_shift`."""
     if shift == 1:
@@ -685,7 +700,7 @@ class VideoTrainer(StageTrainer):
 
     @property
     def _looks_made_of(self) -> str:
-        return f'{Looks()} {self.options.look_variants} {self.seed}'
+        return f'{Looks()} {LOOKS_VERSION} {self.options.look_variants} {self.seed}'
 
     def _looks(self, i: int) -> np.ndarray:
         """(V, T, H, W, 3) uint8: a clip in drawn looks."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from mask2iv_ros.clip import InteractionClip
-from mask2iv_ros.data.episodes import TEST_PERIOD, EpisodeReader, files_id
+from mask2iv_ros.data.episodes import EpisodeReader, files_id, split_episodes
 from mask2iv_ros.models.inverse_dynamics import (
     CHANNELS,
     INPUTS,
@@ -23,6 +24,7 @@ from mask2iv_ros.models.inverse_dynamics import (
     reduce_clip,
     to_input,
 )
+from mask2iv_ros.training.arrays import check_room
 from mask2iv_ros.training.trainer import Checked, Schedule, Trainer
 from mask2iv_ros.weights import REPORT
 
@@ -89,7 +91,7 @@ def train_inverse_dynamics(
 ) -> dict | None:
     """Train on the episodes of `reader` into `out`; the same call continues a stopped training.
 
-    One episode of `TEST_PERIOD`, beginning with the first, is held out. `out` becomes a folder for
+    Every tenth demonstration, beginning with the first, is held out. `out` becomes a folder for
     `InverseDynamics.load`, with `report.json`; `out/run` has the checkpoint and the losses. Pairs are
     recoloured, object, arm and background each in its own way, so that new looks and generated pictures are
     no news; masks are blurred, grown and shrunk, and lose the object at times.
@@ -104,12 +106,15 @@ def train_inverse_dynamics(
         None if the training was stopped before its end. If it was finished before, the report that is there.
 
     Raises:
-        ValueError: episodes without actions, with other cameras, sizes or rates, or fewer than two.
+        ValueError: episodes without actions, with other cameras, sizes or rates, or fewer than two
+            demonstrations.
     """
     out, options = Path(out), options or InverseDynamicsOptions()
-    if len(reader) < 2:
+    training, held_out = split_episodes(reader)
+    if not training:
         raise ValueError(
-            f'{reader.path}: expected two episodes or more, one of them held out; got {len(reader)}'
+            f'{reader.path}: expected two demonstrations or more, one of them held out; got {len(reader)} '
+            'episodes of one'
         )
     cameras = tuple(cameras or reader.episode(0).masked or reader.episode(0).cameras)
     facts = {'cameras': list(cameras), 'options': asdict(options), 'files': files_id(reader.path, (out,))}
@@ -121,8 +126,6 @@ def train_inverse_dynamics(
     out.mkdir(parents=True, exist_ok=True)
     pictures = out / 'frames.npy'
     data = read_episodes(reader, cameras, tuple(options.sample_size), pictures)
-    held_out = np.arange(0, len(data.ends), TEST_PERIOD)
-    training = np.setdiff1d(np.arange(len(data.ends)), held_out)
     seen = np.concatenate([np.arange(s.start, s.stop) for s in map(data.span, training)])
     config = {
         'cameras': cameras,
@@ -161,7 +164,7 @@ def train_inverse_dynamics(
     report = {
         'dataset': reader.path.name,
         **facts,
-        'episodes': {'training': training.tolist(), 'held out': held_out.tolist()},
+        'episodes': {'training': training, 'held out': held_out},
         'frames': {'training': len(seen), 'held out': len(data.actions) - len(seen)},
         'parameters': sum(p.numel() for p in model.parameters()),
         'seconds': round(trainer.seconds, 1),
@@ -186,6 +189,8 @@ def read_episodes(
     lengths = [reader.episode(index).length for index in range(len(reader))]
     ends = np.cumsum(lengths)
     shape = (int(ends[-1]), len(cameras), 3 + len(CHANNELS), *size)
+    pictures.unlink(missing_ok=True)  # of a run that was stopped
+    check_room(pictures, math.prod(shape))
     frames = np.lib.format.open_memmap(pictures, 'w+', np.uint8, shape)
     actions, states, found, digest = [], [], None, hashlib.sha256()
     for index, end in enumerate(tqdm(ends, desc='read episodes', unit='episode', mininterval=2)):

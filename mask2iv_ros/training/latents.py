@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from mask2iv_ros.pipelines.components import images_to_tensor
-from mask2iv_ros.training.arrays import ClipArrays
+from mask2iv_ros.training.arrays import ClipArrays, alone, check_room
 
 #: Images that the VAE encodes at once.
 ENCODE_BATCH = 16
@@ -43,13 +42,18 @@ def cached_rows(
         ValueError: there are fewer rows than `count`.
     """
     file, record = path.with_suffix('.npy'), path.with_suffix('.json')
-    made = json.loads(record.read_text()) if record.is_file() else {}
-    done = made['done'] if made.get('made_of') == [stamp, count] and file.is_file() else 0
-    if done < count:
-        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def num_done() -> int:
+        made = json.loads(record.read_text()) if record.is_file() else {}
+        return made['done'] if made.get('made_of') == [stamp, count] and file.is_file() else 0
+
+    if num_done() == count:
+        return np.load(file, mmap_mode='r')
+    with alone(path.with_suffix('.lock')):
+        done = num_done()
         array = np.load(file, mmap_mode='r+') if done else None
         progress = tqdm(rows(done), initial=done, total=count, desc=path.name, unit='clip', mininterval=2)
-        for row in progress:
+        for row in progress if done < count else ():
             if array is None:
                 record.unlink(missing_ok=True)
                 array = _new_array(file, (count, *row.shape), row.dtype)
@@ -67,9 +71,7 @@ def cached_rows(
 
 def _new_array(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     file.unlink(missing_ok=True)
-    needed, free = int(np.prod(shape)) * dtype.itemsize, shutil.disk_usage(file.parent).free
-    if needed > free:
-        raise OSError(f'{file}: needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB')
+    check_room(file, int(np.prod(shape)) * dtype.itemsize)
     return np.lib.format.open_memmap(file, 'w+', dtype, shape)
 
 

@@ -22,29 +22,37 @@ def predicted_labels(
     """Label images (n, T, h, w) that `pipeline` predicts for clips `picks` (n,) of `cache`, and what they
     depend on.
 
-    It is told text and goal, with the model's own number of denoising steps: of the many futures that fit a
-    scene, the one closest to the clip's. Made on first use; a stopped run goes on; other weights start anew.
+    It is told the text and the goals of clips that have one, with the model's own number of denoising steps:
+    of the many futures that fit a scene, the one closest to the clip's. Made on first use; a stopped run goes
+    on; other weights start anew.
     """
     clips = cache.arrays
     facts = ('num_inference_steps', 'eta', 'residual_scale', 'goal_guidance')
     sampling = tuple(pipeline.config[name] for name in facts)
     weights = weights_id(pipeline.unet, pipeline.image_projector)
     made_of = f'{cache.id} {weights} {sampling} {seed} {sha256(picks.tobytes()).hexdigest()}'
+    has_goal = clips.goals[picks].any(axis=(1, 2))
+    if not has_goal.all():  # once, one without took the goals from its whole batch
+        made_of += ' each its goal'
     pipeline.set_progress_bar_config(disable=True)
 
     def rows(start: int) -> Iterator[np.ndarray]:
         for first in range(start, len(picks), batch_size):
             batch = picks[first : first + batch_size]
-            labels = clips.labels[batch]
-            goal = clips.goals[batch]
-            with torch.autocast(cache.vae.device.type, torch.bfloat16):
-                predicted = pipeline(
-                    clips.frames[batch, 0],
-                    labels[:, 0],
-                    [clips.tasks[i] for i in batch],
-                    goal if goal.any(axis=(1, 2)).all() else None,
-                    generator=[torch.Generator().manual_seed(seed + int(i)) for i in batch],
-                )
-            yield from predicted.labels
+            predicted = np.empty_like(clips.labels[batch])
+            for told in (True, False):
+                rows_told = has_goal[first : first + batch_size] == told
+                if not rows_told.any():
+                    continue
+                some = batch[rows_told]
+                with torch.autocast(cache.vae.device.type, torch.bfloat16):
+                    predicted[rows_told] = pipeline(
+                        clips.frames[some, 0],
+                        clips.labels[some, 0],
+                        [clips.tasks[i] for i in some],
+                        clips.goals[some] if told else None,
+                        generator=[torch.Generator().manual_seed(seed + int(i)) for i in some],
+                    ).labels
+            yield from predicted
 
     return cache.batches('predicted_labels', rows, made_of, len(picks)), made_of

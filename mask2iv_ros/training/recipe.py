@@ -17,7 +17,7 @@ import yaml
 from accelerate import PartialState
 from diffusers import AutoencoderKL, ConfigMixin
 
-from mask2iv_ros.data.episodes import TEST_PERIOD, EpisodeReader, files_id, open_dataset
+from mask2iv_ros.data.episodes import EpisodeReader, demonstrations, files_id, open_dataset, split_episodes
 from mask2iv_ros.models.autoencoder import PatchAutoencoderKL
 from mask2iv_ros.models.controlnet import DynamiCrafterControlNet
 from mask2iv_ros.models.resampler import Resampler
@@ -82,6 +82,10 @@ NEEDED = {'name', 'sample_size', 'num_frames', 'sampling', 'scheduler', 'unet', 
 KEYS = NEEDED | {'seed', 'init', 'validation', 'short_side'}
 #: One of so many training episodes is held out where a dataset has no `val`.
 HELD_OUT_PERIOD = 20
+#: And no more of them: scoring looks at some clips (`Validation.clips`), the rest is better trained on.
+MOST_HELD_OUT = 32
+#: What `sampling` may say.
+SAMPLING = {'num_inference_steps', 'eta', 'fps'}
 
 
 class Recipe:
@@ -100,8 +104,8 @@ class Recipe:
     Args:
         config: YAML file, see config/train/.
         data: folder with datasets `train` and maybe `val` and `test`, as `mask2iv simulate` writes; or a
-            benchmark that `mask2iv prepare` made; or any dataset with masks, of which every tenth episode is
-            `test`.
+            benchmark that `mask2iv prepare` made; or any dataset with masks, of which every tenth
+            demonstration is `test`.
         folder: where everything goes; a second run continues there.
         init: folder of a `Mask2IVPipeline`, or 'mask2iv-sim' for the embedded one; it goes before that of the
             configuration.
@@ -162,6 +166,12 @@ class Recipe:
         self.options = {part: self._part_options(part, f'{config}: {part}') for part in self.parts}
         if (fps := self.config['sampling'].get('fps', 1)) < 1:
             raise ValueError(f'{config}: sampling: fps: expected at least 1, got {fps}')
+        if unknown := self.config['sampling'].keys() - SAMPLING:
+            raise ValueError(
+                f'{config}: sampling: unknown key {sorted(unknown)}; known are {sorted(SAMPLING)}'
+            )
+        if 'scheduler' in self.config:
+            _fill(RescaledDDIMScheduler, self.config['scheduler'], f'{config}: scheduler')
         with torch.device('meta'):  # only to know that it can be made
             for name in NETWORKS.keys() & self.config.keys():
                 _fill(NETWORKS[name], self.config[name], f'{config}: {name}')
@@ -208,11 +218,15 @@ class Recipe:
     def _episodes(self, split: str) -> tuple[EpisodeReader, list[int]]:
         if split in ('train', 'val') and not self._has_split('val'):
             reader, episodes = self._split('train')
-            if len(episodes) < 2:
-                return reader, episodes  # nothing to spare: one episode is both
+            groups = demonstrations(reader, episodes)
+            if len(groups) < 2:
+                return reader, episodes  # nothing to spare: one demonstration is both
             # At random: tasks take turns in a data set, and even steps would meet one again and again.
-            count = min(len(episodes) // HELD_OUT_PERIOD + 1, self.validation.clips)
-            held_out = set(np.random.default_rng(0).permutation(episodes)[:count].tolist())
+            count = min(len(episodes) // HELD_OUT_PERIOD + 1, MOST_HELD_OUT)
+            held_out: set[int] = set()
+            for number in np.random.default_rng(0).permutation(len(groups))[: len(groups) - 1]:
+                if len(held_out) < count:
+                    held_out |= set(groups[number])
             return reader, [i for i in episodes if (i in held_out) == (split == 'val')]
         return self._split(split)
 
@@ -226,8 +240,8 @@ class Recipe:
             reader = open_dataset(self.data, split=split)
         else:
             reader = open_dataset(self.data)
-            is_test = split == 'test'
-            return reader, [i for i in range(len(reader)) if (i % TEST_PERIOD == 0) == is_test]
+            training, tests = split_episodes(reader)
+            return reader, tests if split == 'test' else training or tests
         return reader, list(range(len(reader)))
 
     def train(self, part: str, max_minutes: float | None = None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from mask2iv_ros import labels as lb
-from mask2iv_ros.augmentation.looks import Looks
-from mask2iv_ros.data.episodes import TEST_PERIOD, EpisodeReader, files_id
+from mask2iv_ros.augmentation.looks import LOOKS_VERSION, Looks
+from mask2iv_ros.data.episodes import EpisodeReader, files_id, split_episodes
 from mask2iv_ros.models.segmenter import Segmenter
 from mask2iv_ros.training.arrays import ClipArrays, cached_arrays
 from mask2iv_ros.training.trainer import Checked, Schedule, Trainer
@@ -58,7 +58,7 @@ def train_segmenter(
 ) -> dict | None:
     """Train a `Segmenter` on the frames and masks of a dataset.
 
-    Every tenth episode is held out (of one episode, none). A stopped training goes on where it was.
+    Every tenth demonstration is held out (of one, none). A stopped training goes on where it was.
 
     Args:
         folder: gets `segmenter/`, to load with `Segmenter.from_pretrained`, and `report.json`.
@@ -75,14 +75,15 @@ def train_segmenter(
     """
     options = options or SegmenterOptions()
     schedule = schedule or Schedule(steps=600, learning_rate=2e-3, warmup_steps=30, ema_decay=0.98)
-    every = range(len(reader))
-    held_out = [i for i in every if i % TEST_PERIOD == 0] if len(reader) > 1 else [0]
-    arrays = _arrays(
-        reader, [i for i in every if i not in set(held_out)] or [0], folder / 'train', size, options
-    )
+    training, held_out = split_episodes(reader)
+    arrays = _arrays(reader, training or held_out, folder / 'train', size, options)
     tests = _arrays(reader, held_out, folder / 'test', size, options)
     torch.manual_seed(seed)
-    trainer = Trainer(Segmenter(sample_size=size), folder, schedule, seed, f'frames {arrays.digest}')
+    objective = {'options': asdict(options), 'looks_version': LOOKS_VERSION}
+    del objective['options']['batch_size']  # may change
+    trainer = Trainer(
+        Segmenter(sample_size=size), folder, schedule, seed, f'frames {arrays.digest}', objective
+    )
     weights = torch.tensor(LABEL_WEIGHTS, device=trainer.device)
 
     def loss_at(generator: torch.Generator) -> dict[str, torch.Tensor]:

@@ -26,6 +26,10 @@ from tqdm import tqdm
 LOG_STEPS = 25
 #: Written last into a folder, so that one which has it is complete.
 RECORD = 'step.json'
+#: Keys of objectives that checkpoints from before they were there go without.
+ADDED = (
+    'scheduler', 'networks', 'started_from', 'kl_weight', 'keep_latents', 'looks_version', 'options',
+)  # fmt: skip
 
 
 class Checked:
@@ -115,7 +119,8 @@ class Trainer:
         model: parameters that need no gradient are neither trained nor stored.
         data: what the model is trained on, in a few words or a hash.
         objective: what else decides what is learned, as JSON has it. A checkpoint of other data, of another
-            seed or of another objective is refused with ValueError instead of being continued.
+            seed or of another objective is refused with ValueError instead of being continued; of the keys
+            in `ADDED` those that it has are compared.
     """
 
     def __init__(
@@ -128,7 +133,7 @@ class Trainer:
         objective: dict | None = None,
     ):
         self.folder, self.schedule, self.seed, self.data = folder, schedule, seed, data
-        self.objective = objective or {}
+        self.objective = json.loads(json.dumps(objective or {}))  # as it is read again
         AcceleratorState._reset_state()  # each part of a run has its own precision
         self.accelerator = Accelerator(
             mixed_precision=schedule.mixed_precision,
@@ -176,7 +181,7 @@ class Trainer:
         """Scores of the best weights and their `step`; empty before the first."""
         path = self.folder / 'best' / RECORD
         record = json.loads(path.read_text()) if path.is_file() else {}
-        return {key: value for key, value in record.items() if key != 'run'}
+        return {key: value for key, value in record.items() if key not in ('run', 'scored')}
 
     def generator(self, step: int, batch: int = 0) -> torch.Generator:
         """CPU generator of one batch of a step; equal for equal (seed, step, batch, process)."""
@@ -191,6 +196,7 @@ class Trainer:
         evaluate: Callable[[int], dict[str, float]] | None = None,
         save_minutes: float = 5,
         evaluate_steps: int = 500,
+        scored: dict | None = None,
     ) -> bool:
         """Train until the schedule ends, `max_minutes` pass, or SIGTERM or SIGINT arrives; then save.
 
@@ -199,6 +205,7 @@ class Trainer:
             evaluate: called with the step every `evaluate_steps` and at the schedule's end, on the first
                 process, with averaged weights in the model. It may draw pictures; what it returns is logged,
                 and the weights with the highest 'score' are kept in `best/`.
+            scored: what else a score depends on, as JSON has it; scores of another one are not compared.
 
         Returns:
             True if the schedule is complete.
@@ -207,6 +214,7 @@ class Trainer:
         previous = {
             s: signal.signal(s, lambda *_: stop.append(True)) for s in (signal.SIGTERM, signal.SIGINT)
         }
+        self._scored = json.loads(json.dumps(scored))
         self.accelerator.init_trackers('tensorboard')
         start = saved = time.monotonic()
         progress = tqdm(
@@ -274,8 +282,7 @@ class Trainer:
 
     @property
     def _identity(self) -> dict:
-        facts = {'seed': self.seed, 'data': self.data, 'objective': self.objective}
-        return json.loads(json.dumps(facts))  # as it is read again
+        return {'seed': self.seed, 'data': self.data, 'objective': self.objective}
 
     def _trained(self) -> dict[str, torch.nn.Parameter]:
         model = self.accelerator.unwrap_model(self.model)
@@ -315,23 +322,34 @@ class Trainer:
                     f'{self.seed} on {self.data}; remove {self.folder} to start anew'
                 )
             before = record.get('objective', self.objective)
-            keys = sorted(before.keys() | self.objective.keys())
-            if changed := [key for key in keys if before.get(key) != self.objective.get(key)]:
+            if changed := self._changed(before):
                 were, are = ({key: facts.get(key) for key in changed} for facts in (before, self.objective))
                 raise ValueError(
                     f'{kept}: was trained with {were}, now it is {are}; remove {self.folder} to start anew'
                 )
             self.accelerator.load_state(kept)
+            self.accelerator.step = 0  # of batches, by which it accumulates; a step begins with none
+            for group in self.optimizer.param_groups:  # the schedule may have changed
+                group |= {'betas': tuple(self.schedule.betas), 'weight_decay': self.schedule.weight_decay}
             if self.ema is not None:  # accelerate loads what is registered onto the CPU
                 self.ema.to(self.device)
+                self.ema.decay = self.schedule.ema_decay
             self.step, self._running = record['step'], record['running']
             self.seconds = record.get('seconds', 0.0)
             self._cut_log()
             self.accelerator.print(f'{self.folder}: resumed at step {self.step}')
+        elif self.accelerator.is_main_process:
+            self.log_path.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
+
+    def _changed(self, before: dict) -> list[str]:
+        """Keys of the objective `before` that are another one's."""
+        keys = sorted(before.keys() | self.objective.keys())
+        needed = [key for key in keys if key in before or key not in ADDED]
+        return [key for key in needed if before.get(key) != self.objective.get(key)]
 
     def _is_ours(self, best: Path) -> bool:
-        record = json.loads((best / RECORD).read_text())
-        return record.get('run', self._identity) == self._identity
+        run = json.loads((best / RECORD).read_text()).get('run', self._identity)
+        return (run['seed'], run['data']) == (self.seed, self.data) and not self._changed(run['objective'])
 
     def _cut_log(self) -> None:
         if self.accelerator.is_main_process and self.log_path.is_file():
@@ -386,12 +404,18 @@ class Trainer:
                     scores = evaluate(self.step)
                 if scores:
                     self._write({'step': self.step, **scores})
-                if scores.get('score', -math.inf) > self.best.get('score', -math.inf):
+                if scores.get('score', -math.inf) > self._score_to_beat():
                     self._keep_best(scores)
             finally:
                 if self.ema is not None:
                     self.ema.restore(self._trained().values())
         self.accelerator.wait_for_everyone()
+
+    def _score_to_beat(self) -> float:
+        path = self.folder / 'best' / RECORD
+        record = json.loads(path.read_text()) if path.is_file() else {}
+        comparable = record.get('scored', self._scored) == self._scored
+        return record.get('score', -math.inf) if comparable else -math.inf
 
     def _keep_best(self, scores: dict[str, float]) -> None:
         fresh = self.folder / 'best.new'
@@ -399,7 +423,8 @@ class Trainer:
         fresh.mkdir()
         trained = {name: p.detach().contiguous() for name, p in self._trained().items()}
         save_file(trained, fresh / 'weights.safetensors')
-        _complete(self.folder / 'best', {'step': self.step, **scores, 'run': self._identity})
+        facts = {'run': self._identity, 'scored': self._scored}
+        _complete(self.folder / 'best', {'step': self.step, **scores, **facts})
 
     def _log(self, losses: dict[str, float]) -> None:
         if self.accelerator.num_processes > 1:
