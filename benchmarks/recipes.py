@@ -6,15 +6,16 @@
 DATA is what `mask2iv simulate` makes. Rows: `one_stage` (image and text to video, no masks),
 `controlnet_actor` and `masklatent_actor` (stage 2 sees the actor's masks alone, as the hand's in the paper's
 ablation), `paper` and `paper_goal` (its recipe in text and in position mode, which take a checkpoint each),
-`ours`. The first frame repeated and stage 2 on real masks come with every evaluation.
+`ours`, and `ours_text`, which knows texts alone, as `paper` does. The first frame repeated and stage 2 on
+real masks come with every evaluation.
 
 All rows have the same VAE, text encoder, sizes of networks, optimiser, batch size, data and held-out clips.
 `--minutes` are those of training steps: half for each stage, all of it for a model of one stage. Before a
 stage is trained, `TIMED_STEPS` tell how many steps fit, so that the learning rate falls to its end within the
 time. What rows have in common is trained once: `controlnet_actor`, `masklatent_actor` and `paper` share their
-stage 1, `paper` and `paper_goal` their stage 2. Predicting the masks that a stage 2 is trained on counts as
-its training time; encoding by the frozen VAE and scoring of held-out clips do not. Rows of one OUT are made
-one after the other.
+stage 1, `paper` and `paper_goal` their stage 2, `ours` and `ours_text` theirs. Predicting the masks that a
+stage 2 is trained on counts as its training time; encoding by the frozen VAE and scoring of held-out clips do
+not. Rows of one OUT are made one after the other.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import argparse
 import json
 import platform
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from matplotlib.figure import Figure
 
 from mask2iv_ros.cli import main as mask2iv
 from mask2iv_ros.evaluation.evaluate import SPLITS
+from mask2iv_ros.evaluation.journal import read_lines
 from mask2iv_ros.evaluation.metrics import mean_and_interval
 from mask2iv_ros.evaluation.report import ORACLE, STILL_MASKS, STILL_VIDEO, table
 from mask2iv_ros.resources import config_path
@@ -50,14 +52,25 @@ FIGURE_METRICS = ('object_iou', 'actor_iou', 'psnr_moving_pixels', 'ssim')
 
 @dataclass(frozen=True)
 class Training:
-    """One stage of a row: name in config/train/, stage, training it goes on from, share of the minutes."""
+    """One stage of a row: name in config/train/, stage, training it goes on from, share of the minutes, and
+    options that are not those of the configuration."""
 
     config: str
     stage: str
     after: str | None = None
     share: float = 0.5
+    options: dict = field(default_factory=dict)
 
 
+#: Stage 1 is told the text of every clip and never a goal, as the paper's in text mode.
+TEXT_ALONE = {
+    'goal_channels': False,
+    'goal_guidance': 1.0,
+    'conditions': {
+        'text_only': 1.0, 'goal_only': 0.0, 'goal_box': 0.0, 'goal_point': 0.0,
+        'no_actor': 0.0, 'neither': 0.0, 'stopped': 0.0,
+    },
+}  # fmt: skip
 TRAININGS = {
     'paper_trajectory': Training('metaworld_trajectory', 'trajectory'),
     'ours_trajectory': Training('mask2iv-sim', 'trajectory'),
@@ -67,6 +80,7 @@ TRAININGS = {
     'paper': Training('metaworld_video', 'video', 'paper_trajectory'),
     'paper_goal': Training('metaworld_goal_trajectory', 'trajectory', 'paper'),
     'ours': Training('mask2iv-sim', 'video', 'ours_trajectory'),
+    'ours_text': Training('mask2iv-sim', 'trajectory', 'ours', options=TEXT_ALONE),
 }
 #: The control modes that each row, named by its last training, is trained for.
 ROWS = {
@@ -76,9 +90,18 @@ ROWS = {
     'paper': ('text',),
     'paper_goal': ('goal',),
     'ours': ('text', 'goal', 'text+goal', 'text without actor'),
+    'ours_text': ('text',),
 }
-#: Ours and the row it is compared with, clip by clip, in a control mode.
-PAIRS = (('paper', 'text'), ('paper_goal', 'goal'), ('paper', ORACLE), ('one_stage', 'text'))
+#: What is compared clip by clip: (row, control mode) less (row, control mode).
+PAIRS = (
+    (('ours', 'text'), ('paper', 'text')),
+    (('ours_text', 'text'), ('paper', 'text')),
+    (('ours', 'goal'), ('paper_goal', 'goal')),
+    (('ours', ORACLE), ('paper', ORACLE)),
+    (('ours', 'text'), ('one_stage', 'text')),
+    (('paper', ORACLE), ('paper', 'text')),
+    (('ours', ORACLE), ('ours', 'text')),
+)
 
 
 def trainings_of(row: str) -> dict[str, str]:
@@ -125,6 +148,7 @@ class Benchmark:
         training = TRAININGS[name]
         known = yaml.safe_load(config_path(f'train/{training.config}.yaml').read_text())
         section = known[training.stage]
+        section['options'] = {**section['options'], **training.options}
         scratch = self.out / name / 'timing'
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
@@ -253,29 +277,42 @@ def compare_split(out: Path, split: str, reports: dict[str, dict]) -> dict:
 
 
 def differences(out: Path, splits: list[str], rows: list[str]) -> dict:
-    """{'ours - row, control': {metric: mean and interval over the clips of `splits`, clip by clip}}."""
+    """{'row - row, control': {metric: mean and interval of the clips of `splits`, clip by clip}}.
+
+    `test` and `test_camera` are the same episodes through different cameras, so that the mean of both counts
+    once. Splits that a row was not evaluated on are left out.
+    """
     found = {}
-    for other, control in PAIRS:
-        values: dict[str, list[float]] = {}
-        for split in splits if {'ours', other} <= set(rows) else ():
-            ours, its = (clip_scores(out / row / 'evaluation', split, control) for row in ('ours', other))
-            for clip in ours.keys() & its.keys():
+    for pair in PAIRS:
+        (row, control), (other, its_control) = pair
+        values: dict[str, dict[tuple[str, int], list[float]]] = {}
+        for split in splits if {row, other} <= set(rows) else ():
+            one, its = (clip_scores(out / name / 'evaluation', split, told) for name, told in pair)
+            for clip in sorted(one.keys() & its.keys()):
+                episode = 'test' if split == 'test_camera' else split, clip
                 for metric in METRICS:
-                    if metric in ours[clip] and metric in its[clip]:
-                        values.setdefault(metric, []).append(ours[clip][metric] - its[clip][metric])
+                    if metric in one[clip] and metric in its[clip]:
+                        difference = one[clip][metric] - its[clip][metric]
+                        values.setdefault(metric, {}).setdefault(episode, []).append(difference)
         if values:
-            means = {metric: mean_and_interval(np.array(found)) for metric, found in values.items()}
-            found[f'ours - {other}, {control}'] = means
+            name = f'{row} - {other}, {control}' if row != other else f'{row}, {control} - {its_control}'
+            found[name] = {
+                metric: mean_and_interval(np.array([np.mean(clips) for clips in of.values()]))
+                for metric, of in values.items()
+            }
     return found
 
 
 def clip_scores(folder: Path, split: str, control: str) -> dict[int, dict[str, float]]:
-    """{clip: {metric: value}} of a control mode's masks and video."""
-    lines = (folder / f'{split}.clips.jsonl').read_text().splitlines()[1:]
-    found = {}
-    for result in map(json.loads, lines):
-        rows = result.get('rows', {})
-        found[result['index']] = {**rows.get(control, {}), **rows.get(f'{control} masks', {})}
+    """{clip: {metric: value}} of a control mode's masks and video, of the clips that are in the report."""
+    report = folder / f'{split}.json'
+    if not report.is_file():
+        return {}
+    facts, found = json.loads(report.read_text()), {}
+    lines = read_lines(folder / f'{split}.clips.jsonl')[1:]
+    for clip, result in enumerate(lines[: facts['clips'] + len(facts['skipped'])]):
+        if rows := result.get('rows'):
+            found[clip] = {**rows.get(control, {}), **rows.get(f'{control} masks', {})}
     return found
 
 
@@ -299,7 +336,8 @@ def markdown(report: dict) -> str:
         if found['differences']:
             lines += table('difference a clip', found['differences'], METRICS)
     if report['differences']:
-        lines += ['', '## Differences over the clips of all splits']
+        lines += ['', '## Differences over all splits']
+        lines += ['', 'Of an episode that is seen through two cameras the mean of both counts once.']
         lines += table('difference a clip', report['differences'], METRICS)
     return '\n'.join(lines) + '\n'
 

@@ -252,9 +252,33 @@ class TestTable:
         difference = split['differences']['ours - one_stage, text']
         assert set(difference) == {'psnr', 'psnr_moving_pixels', 'ssim'}
         assert difference['psnr']['mean'] == pytest.approx(psnr['ours, text'] - psnr['one_stage, text'])
+        gap = split['differences']['ours, oracle masks - text']['psnr']
+        assert gap['mean'] == pytest.approx(psnr['ours, oracle masks'] - psnr['ours, text'])
         text = (tmp_path / 'recipes.md').read_text()
         assert '| ours, text without actor |' in text
         assert (tmp_path / 'recipes.png').stat().st_size > 1000
+
+    def test_an_episode_counts_once_and_what_was_not_evaluated_not_at_all(self, tmp_path):
+        rows = {'ours': 3.0, 'paper': 1.0}
+
+        def write(row: str, split: str, values: list[float | None]):
+            folder = tmp_path / row / 'evaluation'
+            folder.mkdir(parents=True, exist_ok=True)
+            lines = [{'header': True}]
+            for value in values:
+                lines.append({'skipped': 'torn'} if value is None else {'rows': {'text': {'psnr': value}}})
+            (folder / f'{split}.clips.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+            torn = values.count(None)
+            facts = {'clips': len(values) - torn, 'skipped': ['torn'] * torn}
+            (folder / f'{split}.json').write_text(json.dumps(facts))
+
+        for row, value in rows.items():
+            write(row, 'test', [value, value, None])
+            write(row, 'test_camera', [value * 2, value])
+        write('ours', 'test_tasks', [9.0])
+        found = recipes.differences(tmp_path, ['test', 'test_camera', 'test_tasks'], list(rows))
+        score = found['ours - paper, text']['psnr']
+        assert (score['mean'], score['clips']) == ((3.0 + 2.0) / 2, 2)
 
     def test_a_row_that_is_there_is_not_made_again(self, made):
         def stamps():
