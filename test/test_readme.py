@@ -209,9 +209,9 @@ def test_recipes_are_compared_as_in_the_result_file():
     found = read_result('recipes')['differences']
     names = {
         "the paper's recipe, told the text": 'ours - paper, text',
+        'the same, ours trained on texts alone': 'ours_text - paper, text',
         "the paper's recipe, told the goal": 'ours - paper_goal, goal',
         "the paper's stage 2, shown the true masks": 'ours - paper, oracle masks',
-        'one stage without masks, told the text': 'ours - one_stage, text',
     }
     for name, key in names.items():
         told = [[float(x) for x in re.findall(r'[+-]?\d+\.\d', cell)] for cell in cells('ours against', name)]
@@ -220,6 +220,15 @@ def test_recipes_are_compared_as_in_the_result_file():
             value = found[key].get(metric)
             expected = [] if value is None else [value[part] * factor for part in ('mean', 'low', 'high')]
             assert numbers == pytest.approx(expected, abs=0.051)
+    gaps = [found[f'{row}, oracle masks - text']['psnr']['mean'] for row in ('ours', 'paper')]
+    told = re.search(r'distance between the two shrinks by (\d+) %', PROSE)[1]
+    assert int(told) == round(100 * (1 - gaps[0] / gaps[1]))
+    before = read_result('recipes_20min')['differences']['ours - paper, text']['object_iou']['mean']
+    assert float(re.search(r'training it was ahead by ([\d.]+) points', PROSE)[1]) == round(100 * before, 1)
+    rows = read_result('recipes')['splits']['test']['rows']
+    told = re.search(r'repeated \(([\d.]+) on new placements; ([\d.]+) ours, ([\d.]+) the paper', PROSE)
+    for number, row in zip(told.groups(), ('static', 'ours, text', 'paper, text'), strict=True):
+        assert float(number) == round(rows[row]['object_iou']['mean'], 2)
 
 
 def test_training_memory_is_that_of_the_result_file():
