@@ -1,6 +1,7 @@
 """Parts of the ROS tests: a node in another process, a peer to talk to it, a camera to show it things."""
 
 import contextlib
+import math
 import os
 import subprocess
 import sys
@@ -56,14 +57,24 @@ class Peer:
         end = time.monotonic() + seconds
         self.spin_until(lambda: time.monotonic() > end)
 
-    def call(self, kind, name: str, timeout: float = 60.0, **fields):
-        """Call a service and return its response."""
+    def call(self, kind, name: str, timeout: float = 60.0, again: float = math.inf, **fields):
+        """Call a service and return its response.
+
+        A server that has only just been discovered may lose a request or its answer; one that changes nothing
+        can be sent anew after `again` seconds.
+        """
         service = self.node.create_client(kind, name)
         assert service.wait_for_service(20)
-        answer = service.call_async(kind.Request(**fields))
-        self.spin_until(answer.done, timeout)
+        answers, begin = [], time.monotonic()
+
+        def answered() -> bool:
+            if time.monotonic() - begin >= (again * len(answers) if answers else 0):
+                answers.append(service.call_async(kind.Request(**fields)))
+            return any(answer.done() for answer in answers)
+
+        self.spin_until(answered, timeout)
         self.node.destroy_client(service)
-        return answer.result()
+        return next(answer for answer in answers if answer.done()).result()
 
     def close(self):
         self.executor.shutdown()

@@ -41,7 +41,7 @@ def change(peer, transition: str) -> bool:
 
 
 def state(peer) -> int:
-    return peer.call(GetState, '/mask2iv/get_state').current_state.id
+    return peer.call(GetState, '/mask2iv/get_state', again=10).current_state.id
 
 
 def generate(peer, **fields) -> GenerateInteraction.Response:
