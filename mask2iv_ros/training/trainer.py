@@ -179,9 +179,11 @@ class Trainer:
     @property
     def best(self) -> dict[str, float]:
         """Scores of the best weights and their `step`; empty before the first."""
+        return {key: value for key, value in self._best_record().items() if key not in ('run', 'scored')}
+
+    def _best_record(self) -> dict:
         path = self.folder / 'best' / RECORD
-        record = json.loads(path.read_text()) if path.is_file() else {}
-        return {key: value for key, value in record.items() if key not in ('run', 'scored')}
+        return json.loads(path.read_text()) if path.is_file() else {}
 
     def generator(self, step: int, batch: int = 0) -> torch.Generator:
         """CPU generator of one batch of a step; equal for equal (seed, step, batch, process)."""
@@ -412,8 +414,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _score_to_beat(self) -> float:
-        path = self.folder / 'best' / RECORD
-        record = json.loads(path.read_text()) if path.is_file() else {}
+        record = self._best_record()
         comparable = record.get('scored', self._scored) == self._scored
         return record.get('score', -math.inf) if comparable else -math.inf
 
